@@ -1,0 +1,43 @@
+"""Intaglio: how data is engraved into a language model, and how the engraved model chooses the next word.
+
+    import intaglio
+    with intaglio.Ledger(model, optimizer, out="runs/x"):   # any PyTorch loop, unchanged
+        ...
+    run = intaglio.open_run("runs/x")
+    run.table("visits"); run.sql("select ...")
+
+Nothing here imports torch until `Ledger` or `LedgerCallback` is touched.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+__all__ = ["IntaglioError", "Ledger", "LedgerCallback", "Run", "__version__", "open_run"]
+
+if TYPE_CHECKING:
+    from intaglio.callback import LedgerCallback
+    from intaglio.errors import IntaglioError
+    from intaglio.measure.ledger import Ledger
+    from intaglio.store.run import Run, open_run
+
+_HOMES = {
+    "Ledger": "intaglio.measure.ledger",
+    "LedgerCallback": "intaglio.callback",
+    "IntaglioError": "intaglio.errors",
+    "open_run": "intaglio.store.run",
+    "Run": "intaglio.store.run",
+}
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'intaglio' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

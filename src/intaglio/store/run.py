@@ -1,0 +1,239 @@
+"""A run on disk: one directory, a manifest, atomic parquet parts.
+
+A run is written under `NAME.partial/` and renamed to `NAME/` when it is finished,
+so a folder without `.partial` is whole. Each flush writes one parquet file per
+table aside and renames it: a killed process loses at most the last flush.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from intaglio.errors import StoreError
+from intaglio.tables import SCHEMA_VERSION, TABLES
+
+_TYPES = {
+    "int32": pa.int32(), "int64": pa.int64(), "float32": pa.float32(), "float64": pa.float64(),
+    "string": pa.string(), "bool": pa.bool_(), "binary": pa.binary(),
+    "list<int64>": pa.list_(pa.int64()), "list<int32>": pa.list_(pa.int32()),
+    "list<float32>": pa.list_(pa.float32()), "list<bool>": pa.list_(pa.bool_()),
+}  # fmt: skip
+_PART = re.compile(r"^part-(\d+)-(\d+)\.parquet$")
+
+
+def schema_of(table: str) -> pa.Schema:
+    """The pyarrow schema of a table of the contract."""
+    return pa.schema([pa.field(c.name, _TYPES[c.type]) for c in TABLES[table].columns])
+
+
+def _write_atomic(path: Path, write: Any) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path.name} in {path.parent}: {error.strerror or error}") from None
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+class RunWriter:
+    """Writes a run. Rows are buffered; `flush` makes them durable; `finish` makes the run whole.
+
+    Args:
+        path: where the finished run will stand.
+        manifest: what is known at the start; JSON values only.
+        force: replace an existing run of this name.
+        resume: continue the partial run of this name.
+        rank: process number, part of every file name.
+    """
+
+    def __init__(
+        self, path: str | Path, manifest: Mapping[str, Any], *, force: bool = False, resume: bool = False, rank: int = 0
+    ) -> None:
+        self.path, self.rank, self._buffers = Path(path), rank, defaultdict(list)
+        self.folder = _partial(self.path)
+        check_free(self.path, force=force, resume=resume)
+        try:
+            if not resume:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot create {self.folder}: {error.strerror or error}") from None
+        self._force = force
+        kept = _read_manifest(self.folder) if resume and (self.folder / "manifest.json").exists() else {}
+        self.manifest: dict[str, Any] = {**kept, **manifest, "schema_version": SCHEMA_VERSION, "complete": False}
+        self.write_manifest()
+
+    def write_manifest(self, **changes: Any) -> None:
+        """Merge `changes` into the manifest and write it."""
+        self.manifest.update(changes)
+        text = json.dumps(self.manifest, indent=1, ensure_ascii=False, sort_keys=True)
+        _write_atomic(self.folder / "manifest.json", lambda p: p.write_text(text, encoding="utf-8"))
+
+    def append(self, table: str, columns: Mapping[str, Any]) -> None:
+        """Buffer rows, given as columns of equal length (lists or numpy arrays).
+
+        Columns of the contract that are not given become null.
+        """
+        schema = schema_of(table)
+        unknown = set(columns) - set(schema.names)
+        assert not unknown, f"columns {unknown} are not in the contract of {table}"
+        n_rows = len(next(iter(columns.values())))
+        if n_rows == 0:
+            return
+        arrays = [
+            pa.array(columns[f.name], type=f.type, from_pandas=f.type in (pa.float64(), pa.float32()))
+            if f.name in columns else pa.nulls(n_rows, f.type)
+            for f in schema
+        ]  # fmt: skip
+        self._buffers[table].append(pa.Table.from_arrays(arrays, schema=schema))
+
+    def append_rows(self, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Buffer rows given as dictionaries."""
+        rows = list(rows)
+        if rows:
+            names = {name for row in rows for name in row}
+            self.append(table, {name: [row.get(name) for row in rows] for name in names})
+
+    def flush(self, step: int) -> None:
+        """Write all buffered rows as the parts of `step`, each file whole or absent."""
+        for table, pieces in list(self._buffers.items()):
+            folder = self.folder / table
+            try:
+                folder.mkdir(exist_ok=True)
+            except OSError as error:
+                raise StoreError(f"cannot write {folder}: {error.strerror or error}") from None
+            path = folder / f"part-{step:08d}-{self.rank}.parquet"
+            if path.exists():
+                pieces = [pq.ParquetFile(path).read(), *pieces]
+            data = pa.concat_tables(pieces)
+            _write_atomic(path, lambda p, data=data: pq.write_table(data, p, compression="zstd"))
+            del self._buffers[table]
+
+    def drop_after(self, step: int) -> None:
+        """Drop every part written after optimizer step `step` (what a resumed run will write again)."""
+        for path in self.folder.glob("*/part-*.parquet"):
+            found = _PART.match(path.name)
+            if found and int(found[1]) > step and int(found[2]) == self.rank:
+                path.unlink()
+
+    def replace(self, table: str, data: pa.Table) -> None:
+        """Write a whole table anew (for tables computed once, such as `examples`)."""
+        folder = self.folder / table
+        folder.mkdir(exist_ok=True)
+        _write_atomic(folder / f"part-{0:08d}-{self.rank}.parquet",
+                      lambda p: pq.write_table(data.cast(schema_of(table)), p, compression="zstd"))  # fmt: skip
+
+    def finish(self, **changes: Any) -> Path:
+        """Compact the parts, mark the run complete and give it its final name."""
+        self.flush(99999999)
+        for folder in sorted(p for p in self.folder.iterdir() if p.name in TABLES):
+            parts = sorted(folder.glob("part-*.parquet"))
+            if len(parts) > 1:
+                whole = pa.concat_tables([pq.ParquetFile(p).read() for p in parts])
+                _write_atomic(folder / "all.parquet", lambda p, whole=whole: pq.write_table(whole, p, compression="zstd"))
+                for part in parts:
+                    part.unlink()
+        self.write_manifest(complete=True, **changes)
+        if self._force and self.path.exists():
+            shutil.rmtree(self.path)
+        try:
+            os.replace(self.folder, self.path)
+        except OSError as error:
+            raise StoreError(f"cannot rename {self.folder} to {self.path}: {error.strerror or error}") from None
+        return self.path
+
+
+def check_free(path: str | Path, *, force: bool = False, resume: bool = False) -> None:
+    """Refuse a path that holds a run already, before any work is done.
+
+    Raises:
+        StoreError: the folder exists (and neither `force` nor `resume` was given) or cannot be created.
+    """
+    path = Path(path)
+    if path.exists() and not force:
+        raise StoreError(f"{path} exists already", expected="a new folder, or --force to replace it")
+    if path.exists() and force and not (path / "manifest.json").exists() and any(path.iterdir()):
+        raise StoreError(f"{path} is not a run, so --force will not replace it", expected="a run or a new folder")
+    if _partial(path).exists() and not (resume or force):
+        raise StoreError(f"{_partial(path)} is an unfinished run", expected="--resume to continue it or --force to replace it")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise StoreError(f"cannot write to {parent}", expected="a writable folder")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{folder} is not a run: it has no manifest.json") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read {folder / 'manifest.json'}: {error}") from None
+    version = manifest.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise StoreError(f"{folder} has another schema version", got=version, expected=str(SCHEMA_VERSION))
+    return manifest
+
+
+class Run:
+    """A run that can be read; it may still be going (`complete` says so)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = _read_manifest(folder)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.manifest.get("complete"))
+
+    @property
+    def name(self) -> str:
+        return self.folder.name.removesuffix(".partial")
+
+    def files(self, table: str) -> list[Path]:
+        """The parquet files of a table; empty where the run has no such rows."""
+        if table not in TABLES:
+            raise StoreError("unknown table", got=table, expected=", ".join(TABLES))
+        folder = self.folder / table
+        whole = folder / "all.parquet"
+        return [whole] if whole.exists() else sorted(folder.glob("part-*.parquet"))
+
+    def table(self, name: str) -> pa.Table:
+        """A whole table, with the contract's schema; no rows where nothing was recorded."""
+        files = self.files(name)
+        if not files:
+            return schema_of(name).empty_table()
+        return pa.concat_tables([pq.ParquetFile(f).read() for f in files]).cast(schema_of(name))
+
+    def sql(self, query: str) -> Any:
+        """A DuckDB relation: the result of `query` over this run's tables."""
+        from intaglio.store.query import connect
+
+        return connect({"": self}).sql(query)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run by its folder; one that is still going or was killed is found too.
+
+    Raises:
+        StoreError: there is no run, or its schema version is unknown.
+    """
+    path = Path(path)
+    for folder in (path, _partial(path)):
+        if folder.is_dir():
+            return Run(folder)
+    raise StoreError("no such run", got=str(path), expected="a folder written by intaglio train, scan or Ledger")
