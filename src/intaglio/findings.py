@@ -1,0 +1,176 @@
+"""What an analysis of a run found: plain values, the hinge between `analyse` and `report`.
+
+Lengths named `_u` are in u: one millionth of the initial weights' length. Everything
+that could not be measured is None, never 0. Pure: no torch, no files, no html.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+VERDICTS = ("known", "understood", "imitated", "not learnt", "no evidence")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value with its 95 % interval, and what pure noise would give where that is known."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    null: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleFinding:
+    """All visits of one distinct training text."""
+
+    example: str
+    rows: tuple[int, ...]
+    group: str | None
+    fact: str | None
+    preview: str
+    tokens: int
+    targets: int
+    visits: int
+    shift_abs_u: float | None  # sum over visits of |shift|
+    shift_net_u: float | None  # sum over visits of shift, signed
+    push_mean: float | None
+    first_loss_nats: float | None  # per target token
+    last_loss_nats: float | None
+    learnt_nats: float | None  # (first - last) * targets
+    csl_nats: float | None  # sum of losses over visits: the loss-only baseline
+    level: float | None  # volatility E: mean over visits of log push^2
+    level_residual: float | None  # E with log(targets) regressed out
+    dispersion: float | None  # volatility D: None under five visits
+    alignment_mean: float | None
+    against_share: float | None  # share of visits with negative shift
+    credits_nats: dict[str, float] = field(default_factory=dict)  # probe -> sum over measured steps
+    verdict: str = "no evidence"
+    why: str = ""  # key of the catalogue sentence that says why, e.g. "verdict.imitated.target_rose"
+    evidence: dict[str, float] = field(default_factory=dict)  # the numbers that sentence shows
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFinding:
+    """All examples of one group; `group` "" is the whole data set."""
+
+    group: str
+    examples: int
+    visits: int
+    target_tokens: int  # over all visits
+    shift_abs_u: Interval
+    shift_net_u: Interval
+    shift_abs_u_per_1000_tokens: Interval  # at equal tokens: the number that compares groups
+    learnt_nats: Interval
+    nats_per_ku: float | None  # learnt nats per 1000 u of |shift|
+    level: Interval
+    dispersion: Interval
+    alignment: Interval
+    first_loss_nats: float | None
+    last_loss_nats: float | None
+    credits_nats: dict[str, Interval] = field(default_factory=dict)
+    verdicts: dict[str, int] = field(default_factory=dict)  # how many examples got each verdict
+    verdict: str = "no evidence"
+    probe_fall: dict[str, float] = field(default_factory=dict)  # linked probe -> fall of loss, share of its first
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFinding:
+    probe: str
+    role: str  # "target", "anchor" or ""
+    first_loss_nats: float | None
+    last_loss_nats: float | None
+    kl_last_nats: float | None
+    max_abs_residual_share: float | None  # max over measured steps of |residual| / |measured change|
+    steps: list[int] = field(default_factory=list)
+    loss_nats: list[float | None] = field(default_factory=list)
+    kl_nats: list[float | None] = field(default_factory=list)
+    drift_layers: list[int] = field(default_factory=list)
+    drift_relative_l2: list[float | None] = field(default_factory=list)  # at the last measured step, per layer
+    drift_cosine: list[float | None] = field(default_factory=list)
+    drift_cka: list[float | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class SpikeFinding:
+    step: int
+    grad_z: float | None
+    update_z: float | None
+    verdict: str  # data, state, both, unknown
+    examples: tuple[str, ...] = ()  # those with the largest |shift| in that step
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictPair:
+    example_a: str
+    example_b: str
+    cosine: float
+    times: int  # steps in which both stood
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """One example at one visit, token by token, for colouring; lists run over positions."""
+
+    example: str
+    step: int
+    pieces: list[str]  # decoded so that split letters are whole: a continuation byte gives ""
+    shift_u: list[float | None]
+    surprise_nats: list[float | None]  # of this very token (already moved to the token it belongs to)
+    entropy_nats: list[float | None]
+    trained: list[bool]
+    confident_conflict: list[bool]  # low probability and low entropy
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Everything a page about one run's shift study needs."""
+
+    name: str
+    complete: bool
+    manifest: dict[str, Any]
+    # books
+    steps_total: int
+    steps_measured: int
+    closure_max: float | None
+    closure_median: float | None
+    gradient_match_max: float | None
+    books_close: bool | None
+    tolerance: float
+    coverage: float | None  # share of trainable parameters measured
+    unmeasured_names: tuple[str, ...]
+    data_share: float | None  # sum data_shift / sum update_l2 over settled steps
+    carry_share: float | None
+    decay_share: float | None
+    # movement
+    unit_length: float | None  # parameter length of 1 u
+    path_u: float | None
+    net_u: float | None
+    tortuosity: float | None
+    tortuosity_null: float | None
+    agreement: Interval  # alpha
+    noise_scale: Interval  # simple gradient noise scale (1 - alpha) / alpha, in examples
+    conflict_share: Interval  # share of pairs with negative inner product; null by permutation
+    imitation_gap: float | None
+    series: dict[str, list[float | None]]  # per step, column name -> values; "step" is the axis
+    spikes: list[SpikeFinding]
+    # data
+    examples: list[ExampleFinding]  # by |shift|, largest first
+    groups: list[GroupFinding]  # the whole first
+    pairs: list[ConflictPair]  # most negative first
+    near_duplicates: list[ConflictPair]  # cosine near 1, different texts
+    starved_examples: Interval  # share of examples left without a trace beyond the null
+    starved_parts: tuple[str, ...]
+    probes: list[ProbeFinding]
+    # where
+    layer_series: dict[str, list[float]]  # address of a whole part (embed, L3.attn, L3.mlp, ...) -> update_l2 in u per step
+    head_totals: dict[str, float]  # L3.attn.H5 -> sum over steps of update_l2, in u
+    relative_update: dict[str, float]  # address -> sum update_l2 / weight_l2
+    visit_part_totals: dict[str, dict[str, float]]  # group -> address of layer part -> sum |shift| in u
+    # tokens
+    texts: dict[str, TokenText]  # example -> its most telling visit, only for examples the page shows
+    token_volatility: list[dict[str, Any]]  # token, text, count, shift_abs_u mean, surprise mean
+    position_volatility: list[dict[str, Any]]  # position bin, shift_abs_u mean, surprise mean
+    correlations: dict[str, float]  # e.g. "level~csl": Spearman of a gradient measure with its loss baseline
