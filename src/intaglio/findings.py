@@ -11,6 +11,40 @@ from typing import Any
 
 VERDICTS = ("known", "understood", "imitated", "not learnt", "no evidence")
 
+# Why a verdict was given: the key that stands in `why`, and the English sentence; `{...}` are numbers in `evidence`.
+# Shares (`own_fall`, `target_fall`, `anchor_fall`, `held_out_fall`) are falls of loss as a share of the first loss.
+WHY_KEYS: dict[str, str] = {
+    "verdict.known.likely":
+        "Before training the model already gave its tokens {first_loss:.2f} nats each: more likely than not.",
+    "verdict.known.as_ordinary":
+        "At the start it surprised the model no more ({first_loss:.2f} nats) than ordinary text does "
+        "({anchor_first:.2f}), and training changed that little ({fall_nats:+.2f} nats).",
+    "verdict.understood.linked":
+        "Its own loss fell by {own_fall:.0%}, and the loss of the same fact in other words fell by {target_fall:.0%}.",
+    "verdict.understood.whole_target":
+        "Its own loss fell by {own_fall:.0%}, and that of the whole target probe by {target_fall:.0%}; "
+        "no probe text is linked to this one.",
+    "verdict.understood.at_a_cost":
+        "Its own loss fell by {own_fall:.0%} and that of the target by {target_fall:.0%}, but its part of the "
+        "steps is predicted to have raised the anchor's loss by {anchor_cost:.4f} nats.",
+    "verdict.imitated.target_stayed":
+        "Its own loss fell by {own_fall:.0%}, but in other words nothing beyond noise was learnt "
+        "({target_fall_nats:+.2f} nats, noise {noise_nats:.2f}).",
+    "verdict.imitated.target_rose":
+        "Its own loss fell by {own_fall:.0%}, while the loss of the same in other words rose by {target_rise:.0%}.",
+    "verdict.imitated.mostly_wording":
+        "Its own loss fell by {own_fall:.0%}, in other words only by {target_fall:.0%}: "
+        "less than half of it is beyond the wording.",
+    "verdict.not_learnt.stayed":
+        "Its loss went from {first_loss:.2f} to {last_loss:.2f} nats: within the noise of {noise_nats:.2f}.",
+    "verdict.not_learnt.rose":
+        "Its loss rose from {first_loss:.2f} to {last_loss:.2f} nats, beyond the noise of {noise_nats:.2f}.",
+    "verdict.no_evidence.one_loss":
+        "Its loss was seen at fewer than two states of the model, so no change can be told.",
+    "verdict.no_evidence.no_target":
+        "Its own loss fell by {own_fall:.0%}, but there is no target probe to tell understanding from imitation.",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -50,6 +84,9 @@ class ExampleFinding:
     verdict: str = "no evidence"
     why: str = ""  # key of the catalogue sentence that says why, e.g. "verdict.imitated.target_rose"
     evidence: dict[str, float] = field(default_factory=dict)  # the numbers that sentence shows
+    observations: int = 0  # losses known: visits and scans of distinct states
+    confident_conflict_share: float | None = None  # share of trained tokens with low probability and low entropy
+    starved: bool | None = None  # left no trace beyond the null; None under five measured visits
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +111,8 @@ class GroupFinding:
     verdicts: dict[str, int] = field(default_factory=dict)  # how many examples got each verdict
     verdict: str = "no evidence"
     probe_fall: dict[str, float] = field(default_factory=dict)  # linked probe -> fall of loss, share of its first
+    why: str = ""  # key of WHY_KEYS, as for an example
+    evidence: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +210,22 @@ class Findings:
     visit_part_totals: dict[str, dict[str, float]]  # group -> address of layer part -> sum |shift| in u
     # tokens
     texts: dict[str, TokenText]  # example -> its most telling visit, only for examples the page shows
-    token_volatility: list[dict[str, Any]]  # token, text, count, shift_abs_u mean, surprise mean
-    position_volatility: list[dict[str, Any]]  # position bin, shift_abs_u mean, surprise mean
+    # keys: token, text, count, shift_abs_u (mean), surprise_nats (mean), level, dispersion (both of log write^2)
+    token_volatility: list[dict[str, Any]]
+    # keys: position_from, position_to (inclusive), count, shift_abs_u, surprise_nats, level, dispersion
+    position_volatility: list[dict[str, Any]]
     correlations: dict[str, float]  # e.g. "level~csl": Spearman of a gradient measure with its loss baseline
+    # how much of it was measured
+    shift_scale: float = 1.0  # factor from the steps whose shift was measured to all steps; sums above include it
+    steps_with_shift: int = 0
+    # conflict, further
+    conflict_strength: Interval = Interval(None)  # sum max(0, -dot) / sum |dot|; null by random signs
+    conflict_p: float | None = None  # two-sided: how often random signs give a share as far from one half
+    conflict_source: str = ""  # pairs (exact), sketches (estimated), or "" where neither was recorded
+    # credits: probe -> example ids, strongest first
+    taught: dict[str, tuple[str, ...]] = field(default_factory=dict)  # largest positive credit
+    forgot: dict[str, tuple[str, ...]] = field(default_factory=dict)  # most negative credit
+    confident_conflict: Interval = Interval(None)  # share of trained tokens, over all measured visits
+    # heads over time: at most 50 equal stretches of steps; address -> mean update_l2 in u per step
+    head_series: dict[str, list[float | None]] = field(default_factory=dict)
+    head_series_steps: list[int] = field(default_factory=list)  # first step of each stretch
