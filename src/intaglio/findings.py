@@ -35,6 +35,9 @@ WHY_KEYS: dict[str, str] = {
     "verdict.imitated.mostly_wording":
         "Its own loss fell by {own_fall:.0%}, in other words only by {target_fall:.0%}: "
         "less than half of it is beyond the wording.",
+    "verdict.imitated.held_out_fell_too":
+        "Its own loss fell by {own_fall:.0%} and in other words by {target_fall:.0%}, but texts of facts that were "
+        "never taught fell by {held_out_fall:.0%} as well.",
     "verdict.not_learnt.stayed":
         "Its loss went from {first_loss:.2f} to {last_loss:.2f} nats: within the noise of {noise_nats:.2f}.",
     "verdict.not_learnt.rose":

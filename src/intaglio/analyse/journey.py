@@ -1,0 +1,158 @@
+"""The journey of the weights: do the books close, how straight was the path, which steps stand out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from intaglio.analyse.data import RunData, read
+from intaglio.analyse.stats import number, numbers, robust_z
+from intaglio.findings import SpikeFinding
+
+SPIKE_Z = 4.0  # a normal series passes it once in 30,000 steps
+SETTLED_STEP = 10  # before, Adam's denominators are young and updates are of another size
+_LEAST_STEPS = 8  # fewer give no scale to stand out from
+_CAUSES = 5  # examples named per spike
+
+_SERIES = (
+    "step", "lr", "loss_nats", "grad_l2", "update_l2", "data_shift", "carry_shift", "decay_shift", "unmeasured_shift",
+    "unexplained_shift", "interaction_shift", "rounding_shift", "closure", "gradient_match", "unsettled",
+    "agreement_gg", "agreement_s", "path_l2", "net_l2", "seconds", "measure_seconds",
+)  # fmt: skip
+
+
+def books(data: RunData, tolerance: float) -> dict[str, Any]:
+    """Whether the accounts add up to the steps taken, and the shares of data, momentum and decay."""
+    steps = data.steps
+    closure = steps["closure"][np.isfinite(steps["closure"])]
+    match = steps["gradient_match"][np.isfinite(steps["gradient_match"])]
+    measured = np.array([m not in (None, "none") for m in steps["measured"]], dtype=bool)
+    return {
+        "steps_total": len(steps["step"]),
+        "steps_measured": int(measured.sum()),
+        "steps_with_shift": int(data.step_has_shift().sum()),
+        "closure_max": number(closure.max()) if closure.size else None,
+        "closure_median": number(np.median(closure)) if closure.size else None,
+        "gradient_match_max": number(match.max()) if match.size else None,
+        "books_close": bool(closure.max() < tolerance) if closure.size else None,
+        **{f"{name}_share": _share(steps, f"{name}_shift") for name in ("data", "carry", "decay")},
+    }
+
+
+def _share(steps: Mapping[str, np.ndarray], account: str) -> float | None:
+    """sum(account) / sum(update_l2) over settled steps in which both were measured."""
+    use = np.isfinite(steps[account]) & np.isfinite(steps["update_l2"]) & (steps["unsettled"] == 0)
+    total = steps["update_l2"][use].sum()
+    return number(steps[account][use].sum() / total) if total > 0 else None
+
+
+def path(data: RunData) -> dict[str, float | None]:
+    """Path, net (both in u) and tortuosity = path / net, with what a random walk would give.
+
+    The null is sqrt(T (1 - b1) / (1 + b1)): steps of random direction under momentum b1
+    (2403.07379). T counts equal steps; here it is (sum |U|)^2 / sum |U|^2, which is the
+    number of steps when their lengths are equal, so that a learning-rate schedule does
+    not look like direction. A path is never shorter than its net, so the null is at least 1.
+    """
+    steps = data.steps
+    length = np.nan_to_num(steps["update_l2"])
+    walked = np.where(np.isfinite(steps["path_l2"]), steps["path_l2"], np.cumsum(length))
+    if not len(walked) or not walked[-1] > 0:
+        return {"path_u": None, "net_u": None, "tortuosity": None, "tortuosity_null": None}
+    nets = np.flatnonzero(np.isfinite(steps["net_l2"]))
+    out = {"path_u": number(walked[-1] / data.unit_length), "net_u": None, "tortuosity": None,
+           "tortuosity_null": None}  # fmt: skip
+    if len(nets) and steps["net_l2"][nets[-1]] > 0:
+        at = nets[-1]
+        until = length[: at + 1]
+        b1 = momentum(data.manifest)
+        equal_steps = until.sum() ** 2 / (until @ until) if (until > 0).any() else at + 1
+        out |= {"net_u": number(steps["net_l2"][at] / data.unit_length),
+                "tortuosity": number(walked[at] / steps["net_l2"][at]),
+                "tortuosity_null": number(max(1.0, np.sqrt(equal_steps * (1 - b1) / (1 + b1))))}  # fmt: skip
+    return out
+
+
+def momentum(manifest: Mapping[str, Any]) -> float:
+    """b1 of the run's optimizer: Adam's first beta, SGD's momentum, else 0."""
+    optimizer = manifest.get("optimizer") or {}
+    if not isinstance(optimizer, Mapping):
+        return 0.0
+    betas = optimizer.get("betas")
+    return float(betas[0]) if betas else float(optimizer.get("momentum") or 0.0)
+
+
+def series(data: RunData) -> dict[str, list[float | None]]:
+    """Per step, ready to draw: the columns of `steps`; lengths also in u (`update_u`, `path_u`, `net_u`, ...)."""
+    steps = data.steps
+    out = {name: numbers(steps[name]) for name in _SERIES}
+    out["step"] = [int(s) for s in steps["step"]]
+    for name in ("update_l2", "path_l2", "net_l2", "data_shift", "carry_shift", "decay_shift"):
+        out[name.rsplit("_", 1)[0] + "_u"] = numbers(steps[name] / data.unit_length)
+    gg, s = steps["agreement_gg"], steps["agreement_s"]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out["agreement"] = numbers(np.where(steps["examples"] == 1, np.nan, gg / (gg + s)))
+        out["grad_z"] = numbers(_z(steps["grad_l2"]))
+        out["update_z"] = numbers(_settled_z(data))
+    out["shift_abs_u"] = _abs_shift_per_step(data)
+    return out
+
+
+def _abs_shift_per_step(data: RunData) -> list[float | None]:
+    """Sum of |shift| over each step's visits, in u; None where the step's shift was not measured."""
+    known = np.isfinite(data.visits["shift"])
+    place = np.searchsorted(data.steps["step"], data.visits["step"][known])
+    place = np.minimum(place, max(len(data.steps["step"]) - 1, 0))
+    total = np.bincount(place, np.abs(data.visits["shift"][known]), minlength=len(data.steps["step"]))
+    return numbers(np.where(data.step_has_shift(), total[: len(data.steps["step"])] / data.unit_length, np.nan))
+
+
+def _z(lengths: np.ndarray) -> np.ndarray:
+    if np.isfinite(lengths).sum() < _LEAST_STEPS:
+        return np.full(len(lengths), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return robust_z(np.log(lengths))
+
+
+def _settled_z(data: RunData) -> np.ndarray:
+    """Robust z of log update_l2 among settled steps; NaN before."""
+    return _z(np.where(data.steps["step"] >= SETTLED_STEP, data.steps["update_l2"], np.nan))
+
+
+def spikes(data: RunData) -> list[SpikeFinding]:
+    """Steps whose gradient or update is far longer than usual, and the examples with the largest |shift| there.
+
+    The verdict is that of the replay where one was made (table `spikes`), else unknown.
+    """
+    grad_z, update_z = _z(data.steps["grad_l2"]), _settled_z(data)
+    stored = read(data.run, "select distinct on (step) step, grad_z, update_z, verdict from spikes")
+    replayed = {int(s): i for i, s in enumerate(stored["step"])}
+    with np.errstate(invalid="ignore"):
+        out = {int(s): i for i, s in enumerate(data.steps["step"]) if max_z(grad_z[i], update_z[i]) > SPIKE_Z}
+    return [
+        SpikeFinding(
+            step=step,
+            grad_z=number(grad_z[out[step]]) if step in out else number(stored["grad_z"][replayed[step]]),
+            update_z=number(update_z[out[step]]) if step in out else number(stored["update_z"][replayed[step]]),
+            verdict=(stored["verdict"][replayed[step]] or "unknown") if step in replayed else "unknown",
+            examples=_largest(data, step),
+        )
+        for step in sorted({*out, *replayed})
+    ]
+
+
+def max_z(*values: float) -> float:
+    """The larger of the z-scores that are known; -inf where none is."""
+    return max((v for v in values if np.isfinite(v)), default=-np.inf)
+
+
+def _largest(data: RunData, step: int) -> tuple[str, ...]:
+    """Ids of the step's examples by |shift|, or by push where shift was not measured."""
+    here = data.visits["step"] == step
+    size = np.abs(data.visits["shift"][here])
+    if not np.isfinite(size).any():
+        size = data.visits["push"][here]
+    order = np.argsort(-np.nan_to_num(size, nan=-1.0), kind="stable")
+    return tuple(dict.fromkeys(data.visits["example"][here][order]))[:_CAUSES]
