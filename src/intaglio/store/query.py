@@ -1,4 +1,4 @@
-"""DuckDB over one or many runs. Reads parquet in place; executes SQL on local files only."""
+"""DuckDB over one or many runs. Reads parquet in place; a query can neither write nor open other files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 def connect(runs: Mapping[str, Run]) -> Any:
     """A DuckDB connection with every table of every run as a view.
 
+    The files are opened here, by pyarrow, and handed over; DuckDB itself is denied the file
+    system. Listing the files as its allowed paths would not do: an allowed path may be written.
+
     Args:
         runs: schema name to run; the empty name puts the tables at top level
             (`visits`), a name `a` puts them in schema `a` (`a.visits`).
@@ -22,31 +25,41 @@ def connect(runs: Mapping[str, Run]) -> Any:
     import duckdb
 
     connection = duckdb.connect()
+    connection.execute("set enable_external_access = false")
     for name, run in runs.items():
         if name:
             connection.execute(f'create schema "{name}"')
         for table in TABLES:
-            files = run.files(table)
+            source = f"_rows_{name}_{table}"
+            connection.register(source, _rows(run, table))
             target = f'"{name}"."{table}"' if name else f'"{table}"'
-            if files:
-                listed = ", ".join("'" + str(f).replace("'", "''") + "'" for f in files)
-                connection.execute(f"create view {target} as select * from read_parquet([{listed}])")
-            else:
-                empty = f"_empty_{name}_{table}"
-                connection.register(empty, run.table(table))
-                connection.execute(f'create view {target} as select * from "{empty}"')
+            connection.execute(f'create view {target} as select * from "{source}"')
+    connection.execute("set lock_configuration = true")
     return connection
+
+
+def _rows(run: Run, table: str) -> Any:
+    """The table's files as one pyarrow dataset, of which a query reads only the columns it names."""
+    from pyarrow import dataset
+
+    from intaglio.store.run import schema_of
+
+    files = [str(file) for file in run.files(table)]
+    return dataset.dataset(files, schema=schema_of(table), format="parquet") if files else run.table(table)
 
 
 def query(run: Run, sql: str) -> Any:
     """The rows of a query over one run, as a pyarrow table.
 
     Raises:
-        InputError: the SQL does not parse or names an unknown column.
+        InputError: the SQL does not parse, names an unknown column, touches files, or selects nothing.
     """
     import duckdb
 
     try:
-        return connect({"": run}).sql(sql).to_arrow_table()
-    except (duckdb.Error, AttributeError) as error:
+        relation = connect({"": run}).sql(sql)
+        if relation is None:
+            raise InputError("the query selects nothing", got=sql, expected="a select statement")
+        return relation.to_arrow_table()
+    except duckdb.Error as error:
         raise InputError(f"the query failed: {str(error).splitlines()[0]}") from None
