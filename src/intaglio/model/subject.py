@@ -12,6 +12,7 @@ For everything but a Hugging Face id nothing is asked of any hub.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -330,7 +331,7 @@ def _convert(path: Path, into: Path) -> None:
                            expected="a file whose declared shapes match its data") from None  # fmt: skip
     source = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     try:
-        with _quiet(), _status(f"converting {path.name} to safetensors (about half a minute, once)"):
+        with _status(f"converting {path.name} to safetensors (once)"), _quiet(), redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
             model = AutoModelForCausalLM.from_pretrained(path.parent, dtype="float32", **source)
             model.hf_quantizer = None  # the weights are plain floats now; with it, saving is refused
@@ -388,7 +389,11 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _status(text: str) -> Iterator[None]:
+    """Say on stderr what is being waited for: a spinner on a terminal, one line in a log."""
     from rich.console import Console
 
-    with Console(stderr=True).status(text):
+    console = Console(file=sys.stderr)  # the file, not `stderr=True`: it outlives a redirection
+    if not console.is_terminal:
+        console.print(f"{text} ...", highlight=False)
+    with console.status(text):
         yield

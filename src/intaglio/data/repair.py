@@ -1,0 +1,235 @@
+"""Broken encodings: found, repaired where certain, refused otherwise.
+
+Three kinds. Text: UTF-8 that was read as another code page ("РџСЂРёРІРµС‚" for "Привет"). Bytes:
+a file in an older code page. Lost: letters already replaced by U+FFFD or "?", which nothing
+brings back.
+
+UTF-8 checks itself: a lead byte says how many continuation bytes follow. So a text that, put back
+into a code page's bytes, is valid UTF-8 in *every* non-ASCII run, and whose characters before were
+odd where those after are ordinary, was UTF-8. Legitimate text fails this at its first accented or
+Cyrillic small letter. Pure.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from intaglio.errors import DataError
+
+CODE_PAGES = ("cp1251", "cp1252", "latin-1", "koi8-r", "cp866")
+_RUN = re.compile(r"[^\x00-\x7f]+")
+_HIGH_RUN = re.compile(rb"[\x80-\xff]+")
+_UTF8_LETTER = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+_LOST = re.compile(r"\?{3,}")
+_SIGNS = frozenset("¡¢£¤¥¦§¨©ª«¬®¯°±²³´µ¶·¸¹º»¼½¾¿×÷‚„†‡•‰‹›€™№ƒˆ˜")  # odd within a word
+_ODD_LETTERS = frozenset("ЂЃѓЉЌЋЏђљќћџЅѕ") | {chr(c) for c in range(0x180, 0x2B0)}  # of few languages
+_CLEARLY = 4  # a reading is better when the oddities fall by more than this factor
+_ROUNDS = 3  # a text may have been misread more than once
+_RUSSIAN = dict(zip("оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъё", range(33, 0, -1)))  # commonest first: a rank as a weight
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A text as it should be, and the code page it had been misread as (None: it was whole)."""
+
+    text: str
+    code_page: str | None = None
+
+
+def repair_text(text: str, *, expect: str | None = None) -> Repair:
+    """The text with UTF-8 that was read as another code page put right, where that is certain.
+
+    Args:
+        expect: the code page that most of the text's companions had been misread as; a short text
+            that fits it is then put right too, though by itself it would not be certain.
+
+    Raises:
+        DataError: letters are already lost, or the damage is plain but cannot be undone.
+    """
+    if text.isascii():
+        _check_lost(text)
+        return Repair(text)
+    code_page = None
+    for _ in range(_ROUNDS):
+        better = _best(text, expect)
+        if better is None:
+            break
+        text, code_page = better.text, better.code_page
+    _check_lost(text)
+    if code_page and _oddity(text) and any(_misread_share(run, code_page) > 0.6 for run in _RUN.findall(text)):
+        raise DataError(f"broken encoding: UTF-8 read as {code_page}, with letters lost", got=repr(text[:40]))
+    return Repair(text, code_page)
+
+
+def decode(data: bytes) -> tuple[str, frozenset[int]]:
+    """A file's bytes as text, and the numbers of the lines (from 0) that were not UTF-8.
+
+    Lines that are UTF-8 stay; the others are read in the one code page that their letters point to.
+
+    Raises:
+        DataError: UTF-8 with bytes missing, or a code page that cannot be told with certainty.
+    """
+    for mark, name in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if data.startswith(mark):
+            return _decode_whole(data, name), frozenset()
+    try:
+        return data.decode("utf-8"), frozenset()
+    except UnicodeDecodeError:
+        lines = data.split(b"\n")
+    broken = [n for n, line in enumerate(lines) if not _is_utf8(line)]
+    code_page = _guess(b"\n".join(lines[n] for n in broken), line=broken[0])
+    bad = frozenset(broken)
+    return "\n".join(line.decode(code_page if n in bad else "utf-8") for n, line in enumerate(lines)), bad
+
+
+# --- text that was misread -----------------------------------------------------------------
+
+
+def _best(text: str, expect: str | None) -> Repair | None:
+    """The most ordinary reading of the text, if one is certainly better than the text itself."""
+    readings = [(page, _reread(text, page, expected=page == expect)) for page in CODE_PAGES]
+    better = [Repair(new, page) for page, new in readings if new is not None and new != text]
+    return min(better, key=lambda r: (_oddity(r.text), len(r.text)), default=None)
+
+
+def _reread(text: str, code_page: str, *, expected: bool) -> str | None:
+    """The text with its misread runs put right; None where that is not certain."""
+    runs = _RUN.findall(text)
+    decoded = [_reread_run(run, code_page) for run in runs]
+    if all(new is not None for new in decoded):
+        new = _replace_runs(text, decoded)
+        return new if expected or _oddity(text) > _CLEARLY * _oddity(new) else None
+    # Some runs are whole: a text put together from two sources. Only long misread runs count.
+    certain = [
+        new if new is not None and len(new) >= 3 and _oddity(run) > max(1, _CLEARLY * _oddity(new)) else None
+        for run, new in zip(runs, decoded)
+    ]
+    return _replace_runs(text, certain) if any(certain) else None
+
+
+def _replace_runs(text: str, new: list[str | None]) -> str:
+    replacements = iter(new)
+    return _RUN.sub(lambda m: next(replacements) or m[0], text)
+
+
+def _reread_run(run: str, code_page: str) -> str | None:
+    try:
+        return bytes(_bytes_of(code_page)[c] for c in run).decode("utf-8")
+    except (KeyError, UnicodeDecodeError):
+        return None
+
+
+@functools.cache
+def _bytes_of(code_page: str) -> dict[str, int]:
+    """Character -> byte. Bytes a code page leaves undefined pass as control characters, as browsers do."""
+    table = {}
+    for byte in range(0x80, 0x100):
+        try:
+            table[bytes([byte]).decode(code_page)] = byte
+        except UnicodeDecodeError:
+            table[chr(byte)] = byte
+    return table
+
+
+def _oddity(text: str) -> int:
+    """How many non-ASCII characters no ordinary text would have where they stand."""
+    return sum(_is_odd(text, n) for n, c in enumerate(text) if c > "\x7f")
+
+
+def _is_odd(text: str, n: int) -> bool:
+    char = text[n]
+    if unicodedata.category(char) in ("Cc", "Cn", "Co") or "─" <= char <= "▟" or char in _ODD_LETTERS:
+        return True
+    after = text[n + 1 : n + 2] or " "
+    if "À" <= char <= "ÿ":
+        return after in _SIGNS or (after > "\x7f" and not after.isalpha())
+    before = text[n - 1 : n] or " "
+    return char in _SIGNS and before > "\x7f" and before.isalpha() and (after.isalpha() or after in _SIGNS)
+
+
+def _check_lost(text: str) -> None:
+    if "\ufffd" in text:
+        raise DataError("letters are lost: the text holds U+FFFD, the replacement character", got=_around(text, "\ufffd"))
+    marks = sum(len(run) for run in _LOST.findall(text))
+    rest = sum(c.isalnum() for c in text)
+    if marks >= 6 and marks > rest:
+        raise DataError("letters are lost: most of the text is question marks", got=_around(text, "???"))
+    if not text.isascii():
+        _check_undone(text)
+
+
+def _check_undone(text: str) -> None:
+    """Refuse a text that is plainly misread but can no longer be put right."""
+    controls = [c for c in text if "\x80" <= c <= "\x9f" and c != "\x85"]
+    if controls:
+        raise DataError("broken encoding: the text holds control characters", got=_around(text, controls[0]))
+    for page in CODE_PAGES:
+        misread = "".join(run for run in _RUN.findall(text) if _misread_share(run, page) > 0.6)
+        if len(misread) >= 8 and _oddity(misread) >= 3:
+            raise DataError(f"broken encoding: UTF-8 read as {page}, with letters lost", got=_around(text, misread[:4]))
+
+
+def _misread_share(run: str, code_page: str) -> float:
+    table = _bytes_of(code_page)
+    data = bytes(table.get(c, 0) for c in run)
+    return sum(len(m) for m in _UTF8_LETTER.findall(data)) / len(data)
+
+
+def _around(text: str, what: str) -> str:
+    at = max(text.find(what), 0)
+    return repr(text[max(at - 20, 0) : at + 20])
+
+
+# --- bytes in an older code page -----------------------------------------------------------
+
+
+def _decode_whole(data: bytes, name: str) -> str:
+    try:
+        return data.decode(name)
+    except UnicodeDecodeError as error:
+        raise DataError(f"broken {name} at byte {error.start}") from None
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _guess(data: bytes, *, line: int) -> str:
+    """The code page of bytes that are not UTF-8, by where their high bytes stand.
+
+    In Cyrillic text nearly every letter is a high byte, so they stand side by side; in Western
+    text they stand alone. Between Cyrillic code pages the frequency of letters decides.
+    """
+    runs = _HIGH_RUN.findall(data)
+    high = sum(map(len, runs))
+    if sum(map(len, _UTF8_LETTER.findall(data))) > high / 2:
+        raise DataError(f"broken UTF-8 on line {line}: bytes are missing, so letters are lost")
+    together = sum(len(run) for run in runs if len(run) > 1) / high
+    if together < 0.2:
+        return "cp1252" if _defined(data, "cp1252") else "latin-1"
+    scores = sorted(((_russian(data.decode(p, "replace")), p) for p in ("cp1251", "koi8-r", "cp866")), reverse=True)
+    if together < 0.6 or scores[0][0] < 0.5 or scores[0][0] < 1.15 * scores[1][0] or not _defined(data, scores[0][1]):
+        raise DataError(f"line {line} is not UTF-8 and its code page cannot be told", expected="a UTF-8 file")
+    return scores[0][1]
+
+
+def _defined(data: bytes, code_page: str) -> bool:
+    try:
+        data.decode(code_page)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _russian(text: str) -> float:
+    """0 to 1: how much the non-ASCII characters look like Russian prose; capitals count half."""
+    high = [c for c in text if c > "\x7f"]
+    weight = sum(_RUSSIAN.get(c, 0) or _RUSSIAN.get(c.lower(), 0) / 2 for c in high)
+    return weight / (25 * max(len(high), 1))  # prose averages about 25 of 33
