@@ -322,14 +322,29 @@ def _read_parquet(path: Path, limit: int | None) -> list[Any]:
 
 
 def _read_hub(source: str, limit: int | None, *, streaming: bool) -> list[Any]:
+    name, _, configuration = source.partition(":")
+    _check_hub(name)
     from datasets import load_dataset
 
-    name, _, configuration = source.partition(":")
     try:
         parts = load_dataset(name, configuration or None, streaming=streaming, cache_dir=str(cache_folder("datasets")))
         part = parts["train"] if "train" in parts else next(iter(parts.values()))
         return list(part if limit is None else part.take(limit))
-    except Exception as error:  # unknown, gated, offline: the library raises a dozen kinds
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError("no such data: neither a file nor a data set that the hub gives", got=source,
-                        expected=f"a {', '.join(SUFFIXES)} file or a Hub id ({_short(first)})") from None  # fmt: skip
+    except Exception as error:  # gated, a script, an unknown configuration: the library raises a dozen kinds
+        raise DataError(f"the hub's data set {source} cannot be read: {_short(str(error))}") from None
+
+
+def _check_hub(name: str) -> None:
+    """Ask once, without the minute of retries that `datasets` spends on a hub out of reach."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+
+    expected = f"a {', '.join(SUFFIXES)} file or a Hub id"
+    try:
+        HfApi().dataset_info(name, timeout=10)
+    except OfflineModeIsEnabled:
+        return  # then `datasets` looks into its cache at once
+    except RepositoryNotFoundError:
+        raise DataError("no such data, neither as a file nor on the hub", got=name, expected=expected) from None
+    except Exception:  # offline in any of its many ways, or not a well-formed id
+        raise DataError("no such data: not a file, and the hub cannot be reached", got=name, expected=expected) from None
