@@ -1,0 +1,99 @@
+"""Credits: what each example's part of the step did to a probe's loss, to first order.  [torch]
+
+credit_i = -<grad L_q, c_i> (In-Run Data Shapley 2406.11011, TracIn 2002.08484), with the same
+accounts beside it as the step itself: carry, decay, unmeasured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intaglio.measure.books import Directions, project
+from intaglio.measure.collect import Record
+from intaglio.measure.rules import Rule, denominator, rule_for
+from intaglio.measure.settle import Snapshot
+from intaglio.model.layout import Layout
+
+
+@dataclass(eq=False)
+class CreditAccounts:
+    """The probe's predicted fall from everything but the examples, and the directions for those."""
+
+    directions: Directions
+    carry: float = 0.0
+    decay: float = 0.0
+    unmeasured: float = 0.0
+
+
+def prepare(
+    layout: Layout,
+    optimizer: torch.optim.Optimizer,
+    snapshot: Snapshot,
+    gradient: dict[int, Tensor],
+    *,
+    rule_name: str,
+    scales: dict[int, float],
+    foreign: set[int],
+    groups: dict[int, dict],
+) -> CreditAccounts:
+    """Accounts of one probe, while the snapshot still holds the momentum; `gradient` is used up."""
+    accounts = CreditAccounts(Directions())
+    halves: dict[int, Tensor] = {}
+    for weight in layout.weights:
+        p, key = weight.param, id(weight.param)
+        if key not in snapshot.moved:
+            continue
+        g = gradient[key]
+        if key in foreign or rule_name == "other":
+            accounts.unmeasured -= _dot(g, p.detach().float() - snapshot.theta[key].float())
+            continue
+        rule = rule_for(rule_name, groups[key], optimizer.state.get(p, {}), had_buffer=key in snapshot.had_buffer)
+        direction = _over(g, rule, optimizer.state.get(p, {}), accounts, snapshot.theta[key])
+        accounts.carry -= rule.carry * _dot(direction, snapshot.momentum[key])
+        factor = -rule.data * scales.get(key, 1.0)
+        if weight.kind.startswith("lora"):
+            halves[key] = direction * factor
+        else:
+            accounts.directions.plain[key] = (direction, factor)
+    for site in layout.sites:
+        if site.kind == "lora" and id(site.weight.param) in halves and id(site.lora_b.param) in halves:
+            a, b = halves[id(site.weight.param)], halves[id(site.lora_b.param)]
+            accounts.directions.lora[site.index] = (a[None], b[None])
+    for p in layout.unmeasured.values():
+        if id(p) in snapshot.moved:
+            accounts.unmeasured -= _dot(gradient[id(p)], p.detach().float() - snapshot.theta[id(p)].float())
+    return accounts
+
+
+def _over(g: Tensor, rule: Rule, state: dict, accounts: CreditAccounts, before: Tensor) -> Tensor:
+    """grad / D in place; books decay where it belongs, before or after the division."""
+    if not rule.decay_over_denominator:
+        accounts.decay -= rule.decay * _dot(g, before)
+    d = denominator(rule, state, ...)
+    if d is not None:
+        g = g.div_(d)
+    if rule.decay_over_denominator:
+        accounts.decay -= rule.decay * _dot(g, before)
+    return g
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float((a.double().flatten() @ b.double().flatten()))
+
+
+def credit_of_visits(
+    layout: Layout, records: list[Record], accounts: CreditAccounts, snapshot: Snapshot
+) -> np.ndarray:
+    """(N,) credit of every visit of the step, nats of the probe's mean loss."""
+    found = []
+    for record, (_, tokens) in zip(records, project(layout, records, accounts.directions, snapshot, by_part=False)):
+        segment = record.caught.segment_BT
+        inside = segment >= 0
+        total = torch.zeros(record.caught.n_slots, dtype=torch.float64, device=tokens.device)
+        total.index_add_(0, segment[inside], tokens[inside])
+        found.append(total.cpu().numpy())
+    return np.concatenate(found)

@@ -1,0 +1,526 @@
+"""`Ledger`: books for any PyTorch training loop, unchanged.  [torch]
+
+    with Ledger(model, optimizer, out="runs/x", probes={"anchor": batch}):
+        for batch in loader:
+            model(**batch).loss.backward()
+            optimizer.step(); optimizer.zero_grad()
+
+It finds the step through the optimizer's own hooks and the examples through the model's
+inputs, measures within a memory budget, and leaves nothing behind, also after an exception.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from intaglio import __version__
+from intaglio.errors import InputError, IntaglioError, UnmeasurableError
+from intaglio.measure import rows as make
+from intaglio.measure.books import StepBooks, gradient_match, groups_of, lora_weight2, settle
+from intaglio.measure.budget import Budget
+from intaglio.measure.collect import Collector
+from intaglio.measure.credit import CreditAccounts, credit_of_visits, prepare
+from intaglio.measure.exact import exact_products
+from intaglio.measure.net import NetDistance
+from intaglio.measure.probes import Probe, as_probe, measure_probe, probe_gradient, probe_loss, undisturbed
+from intaglio.measure.rules import check_measurable, unwrap
+from intaglio.measure.settle import ClipScale, Snapshot
+from intaglio.model.layout import build_layout, causal_lm
+from intaglio.model.tap import Tap
+from intaglio.store.run import RunWriter
+
+LEVELS = ("norms", "full", "exact")
+TOLERANCE = {torch.float32: 1e-4}  # closure that counts as closed; anything of 16 bits: 1e-2
+FLUSH_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an example comes from: what only the data set knows."""
+
+    rows: tuple[int, ...]
+    group: str | None = None
+    fact: str | None = None
+    preview: str = ""
+
+
+@dataclass(eq=False)
+class _ProbeStep:
+    """A probe measured around one step."""
+
+    probe: Probe
+    state: Any
+    gradient: dict[int, torch.Tensor] = field(default_factory=dict)
+    accounts: CreditAccounts | None = None
+    seconds: float = 0.0
+
+
+class Ledger:
+    """Measures a training run and keeps it as a run on disk.
+
+    Args:
+        model: a causal language model of transformers, possibly with LoRA adapters; never changed.
+        optimizer: AdamW, Adam or SGD of torch have exact formulas; another optimizer's step is split by projection.
+        out: folder of the run.
+        probes: name to a batch of tensors (input_ids, attention_mask, labels), a list of batches, or a Probe.
+        level: norms (losses, push, agreement, sketches), full (plus shift and credits), exact (plus churn,
+            exact alignment and conflict).
+        memory: budget for extra memory, such as "2GiB"; None is no limit.
+        every: measure `full` at every Nth step only, `norms` between.
+        probe_every: steps between measurements of the probes.
+        keep_tokens: share of examples whose `tokens` rows are kept.
+        group_momentum: keep one momentum buffer per group and split the carry by group exactly.
+        sources: example id to its Source, where the data set is known.
+        tokenizer: for previews and the `vocab` table.
+        strict: raise Intaglio's own errors instead of detaching.
+        first_step: optimizer steps taken before (a resumed run).
+
+    Raises:
+        UnmeasurableError: an 8-bit optimizer, quantised weights, DoRA, or nothing to measure.
+        StoreError: the run exists or cannot be written.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        out: str | Path,
+        probes: Mapping[str, object] | None = None,
+        level: str = "full",
+        memory: str | int | None = None,
+        every: int = 1,
+        probe_every: int = 50,
+        keep_tokens: float = 1.0,
+        group_momentum: bool = False,
+        sources: Mapping[str, Source] | None = None,
+        tokenizer: object = None,
+        manifest: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        force: bool = False,
+        resume: bool = False,
+        first_step: int = 0,
+        strict: bool = False,
+        quiet: bool = False,
+        writer: RunWriter | None = None,
+    ) -> None:
+        if level not in LEVELS:
+            raise InputError("unknown level", got=level, expected=", ".join(LEVELS))
+        if every < 1 or probe_every < 1:
+            raise InputError("every and probe_every count steps", got=min(every, probe_every), expected="1 or more")
+        self.model, self.optimizer = causal_lm(model), unwrap(optimizer)
+        self.level, self.every, self.probe_every, self.keep_tokens = level, every, probe_every, keep_tokens
+        self.sources, self.tokenizer, self.strict, self.quiet = dict(sources or {}), tokenizer, strict, quiet
+        self.step, self.seed = first_step, seed
+        self.rule_name = check_measurable(self.optimizer)
+        params = {id(p) for g in self.optimizer.param_groups for p in g["params"]}
+        self.layout = build_layout(self.model, params)
+        if not self.layout.sites:
+            raise UnmeasurableError("nothing that the optimizer moves can be measured", expected="linear layers")
+        device = next(self.model.parameters()).device
+        self.probes = [as_probe(name, p, device) for name, p in (probes or {}).items()]
+        self.budget = Budget.parse(memory, self.layout, n_probes=len(self.probes), level=level)
+        self.collector = Collector(self.layout, seed=seed)
+        self.snapshot, self.net = Snapshot(), NetDistance(self.layout)
+        self.lora_weight2 = lora_weight2(self.layout)
+        self.tolerance = min(TOLERANCE.get(w.param.dtype, 1e-2) for w in self.layout.weights)
+        self.path_l2 = 0.0
+        self.latest: dict[str, Any] = {}
+        self.group_carry = None
+        if group_momentum:
+            from intaglio.measure.carry import GroupCarry
+
+            self.group_carry = GroupCarry(self.layout)
+        self.writer = writer or RunWriter(out, {}, force=force, resume=resume)
+        self.writer.write_manifest(**self._manifest(), **dict(manifest or {}))
+        self._seen_examples: set[str] = set()
+        self._seen_tokens: set[int] = set()
+        self._handles: list = []
+        self._spent = 0.0
+        self._attached = False
+
+    # -- life
+
+    def __enter__(self) -> Ledger:
+        self.attach()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None and self._attached:
+                self._guard(self._probe_end)
+        finally:
+            self.detach()
+        self._close(whole=kind is None)
+
+    def attach(self) -> None:
+        """Register all hooks."""
+        self.tap = Tap(
+            self.model, self.layout,
+            on_write=self.collector.write, on_logits=self.collector.logits, on_pass=self._begin_pass,
+            on_fault=self._fault,
+        )  # fmt: skip
+        self.tap.attach()
+        self.clip = ClipScale([p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad])
+        self._handles = [
+            self.optimizer.register_step_pre_hook(lambda *_: self._timed(self._before)),
+            self.optimizer.register_step_post_hook(lambda *_: self._timed(self._after)),
+        ]
+        self._attached = True
+        self._ended = time.perf_counter()
+        self._plan_step()
+        for line in self.budget.lines() if not self.quiet else ():
+            print(f"intaglio: {line}")
+
+    def detach(self) -> None:
+        """Remove every hook; safe to call twice."""
+        if not self._attached:
+            return
+        self.tap.detach()
+        self.clip.remove()
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._attached = [], False
+        self.collector.records.clear()
+
+    def _close(self, *, whole: bool) -> None:
+        try:
+            self.writer.flush(self.step)
+            if whole:
+                self.writer.finish(steps=self.step)
+            else:
+                self.writer.write_manifest(steps=self.step)
+        except IntaglioError as error:
+            if self.strict:
+                raise
+            warnings.warn(f"intaglio: {error}", RuntimeWarning, stacklevel=3)
+
+    def _fault(self, error: Exception) -> None:
+        """A fault of the instrument: one warning, everything detached, training goes on."""
+        self.detach()
+        if self.strict and isinstance(error, IntaglioError):
+            raise error
+        text = f"measuring stopped at step {self.step}: {type(error).__name__}: {error}"
+        warnings.warn(f"intaglio: {text}; what was written is kept, training goes on", RuntimeWarning, stacklevel=2)
+        try:
+            self.writer.write_manifest(fault=text, measured_steps=self.step)
+        except IntaglioError:
+            pass
+
+    def _guard(self, function: Any) -> None:
+        try:
+            with torch.no_grad():
+                function()
+        except Exception as error:
+            self._fault(error)
+
+    def _timed(self, function: Any) -> None:
+        if not self._attached:
+            return
+        start = time.perf_counter()
+        self._guard(function)
+        self._spent += time.perf_counter() - start
+
+    # -- one step
+
+    def _plan_step(self) -> None:
+        """What the coming step will be measured at."""
+        full = self.level != "norms" and self.step % self.every == 0 and not self.budget.only_norms
+        self.collector.keep = full
+        self.collector.spill = self.budget.spill
+
+    def _begin_pass(self, caught: object) -> None:
+        if self.collector.records and self.clip.dropped():
+            self.collector.records.clear()  # the gradients were cleared without a step
+        if self.collector.keep and not self.budget.admit(caught.ids_BT.numel(), len(self.collector.records)):
+            self.collector.keep = False
+            for record in self.collector.records.values():
+                record.factors.clear()
+            print(f"intaglio: {self.budget.reason}")
+        self.collector.begin(caught)
+
+    def _before(self) -> None:
+        records = list(self.collector.records.values())
+        self._scales = self.clip.read()
+        if self.collector.keep or self.layout.lora:
+            self.snapshot.take(self.optimizer)
+        self._probing = []
+        if self.probes and self.step % self.probe_every == 0:
+            self._probing = [self._probe_before(p) for p in self.probes]
+        self._have = bool(records)
+
+    def _probe_before(self, probe: Probe) -> _ProbeStep:
+        start = time.perf_counter()
+        self.tap.enabled = False
+        try:
+            with undisturbed(self.model):
+                found = _ProbeStep(probe, measure_probe(self.model, probe))
+                if self.collector.keep:
+                    params = [w.param for w in self.layout.weights] + list(self.layout.unmeasured.values())
+                    gradient = probe_gradient(self.model, probe, params)
+                    found.gradient = {id(p): g for p, g in zip(params, gradient)}
+        finally:
+            self.tap.enabled = True
+        found.seconds = time.perf_counter() - start
+        return found
+
+    def _after(self) -> None:
+        records = list(self.collector.records.values())
+        scales, foreign, clip_scale = self._scales
+        books = None
+        if records and self.collector.keep:
+            for probing in self._probing:
+                self._prepare_credits(probing)
+            books = settle(
+                self.layout, records, self.optimizer, self.snapshot,
+                rule_name=self.rule_name, scales=scales, foreign=foreign, lora_weight2=self.lora_weight2,
+            )  # fmt: skip
+            self.path_l2 += books.update_l2
+        if records:
+            self._record(records, books, clip_scale, scales)
+        for probing in self._probing:
+            self._record_probe(probing, records, books)
+        self.collector.records.clear()
+        self.collector.clear_caches()
+        self.clip.clear()
+        self.step += 1
+        self._plan_step()
+        if time.perf_counter() - getattr(self, "_flushed", 0.0) > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make everything measured so far durable."""
+        self.writer.flush(self.step)
+        self._flushed = time.perf_counter()
+
+    def _record(self, records: list, books: StepBooks | None, clip_scale: float, scales: dict) -> None:
+        examples = [e for r in records for e in r.caught.examples(r.target_BT >= 0 if r.target_BT is not None else r.caught.segment_BT >= 0)]
+        ids = self._ids = [e[0] for e in examples]
+        sketches = torch.cat([r.sketch_NS for r in records])
+        products = (sketches @ sketches.mT).double().cpu().numpy()
+        match, grad_l2 = gradient_match(self.layout, records, self.collector.projections, scales, self.snapshot)
+        squared = np.concatenate([make.squared_push(r) for r in records])
+        extra: dict[str, Any] = {}
+        if books is not None and self.level == "exact":
+            exact = exact_products(self.layout, records, self.optimizer, books, scales, self.snapshot)
+            products, match = exact.products_NN, exact.gradient_match
+            extra["churn"] = np.sqrt(np.clip(exact.squared_c - _shifts(books) ** 2, 0, None))
+        visits = make.visit_columns(self.step, records, books, ids, products, self.writer.rank) | extra
+        self.writer.append("visits", visits)
+        self._record_sketches(ids, sketches, squared)
+        self._record_places(records, books, visits, ids)
+        if books is not None and self.level == "exact":
+            self._record_pairs(products, visits["loss_weight"])
+        if self.group_carry is not None and books is not None:
+            found = self.group_carry.step(records, [self._group(i) for i in ids], books, scales, self.snapshot, self.optimizer)
+            self.writer.append_rows("group_carry", [{"step": self.step, "group": g, "carry_shift": v} for g, v in found.items()])
+        self._record_step(records, books, visits, clip_scale, match, grad_l2, squared)
+        self._note_examples(examples)
+
+    def _group(self, example: str) -> str:
+        source = self.sources.get(example)
+        return (source.group or "") if source else ""
+
+    def _record_sketches(self, ids: list[str], sketches: torch.Tensor, squared: np.ndarray) -> None:
+        length2 = sketches.double().square().sum(1).cpu().numpy()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            error = np.abs(np.sqrt(length2 / squared) - 1)
+        values = sketches.cpu().to(torch.float16).float().numpy() if self.level != "exact" else sketches.cpu().numpy()
+        n = len(ids)
+        self.writer.append("sketches", {
+            "step": [self.step] * n, "slot": list(range(n)), "rank": [self.writer.rank] * n, "example": ids,
+            "sketch": list(values), "seed": [self.seed] * n, "error": error,
+        })  # fmt: skip
+
+    def _record_places(self, records: list, books: StepBooks | None, visits: dict, ids: list[str]) -> None:
+        self.writer.append(
+            "visit_parts", make.visit_part_columns(self.step, self.layout, records, books, visits["loss_weight"])
+        )
+        kept = [int(i[:8], 16) < self.keep_tokens * 0x100000000 for i in ids]
+        tokens = make.token_columns(self.step, records, books, kept)
+        if tokens is not None:
+            self.writer.append("tokens", tokens)
+        if books is not None:
+            self.writer.append("parts", make.part_columns(self.step, self.layout, books))
+
+    def _record_pairs(self, products: np.ndarray, weights: list[float]) -> None:
+        omega = np.where(np.isnan(weights), 1.0, weights)
+        dots = products / np.outer(omega, omega)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            cosine = products / np.sqrt(np.outer(np.diag(products), np.diag(products))) * np.sign(np.outer(omega, omega))
+        a, b = np.triu_indices(len(products), 1)
+        self.writer.append("pairs", {
+            "step": np.full(len(a), self.step), "slot_a": a, "slot_b": b, "dot": dots[a, b], "cosine": cosine[a, b],
+        })  # fmt: skip
+
+    def _record_step(
+        self, records: list, books: StepBooks | None, visits: dict, clip_scale: float, match: float,
+        grad_l2: float, squared: np.ndarray,
+    ) -> None:  # fmt: skip
+        if self.layout.lora:  # the product's gradient is known only in its sketch
+            grad_l2 = float(torch.cat([r.sketch_NS for r in records]).double().sum(0).norm())
+        trained = np.array(visits["targets"]) > 0
+        gg, s = make.agreement(grad_l2, squared[trained])
+        targets = int(np.sum(visits["targets"]))
+        weighted = [l * t for l, t in zip(visits["loss_nats"], visits["targets"]) if t]
+        now = time.perf_counter()
+        row = {
+            "step": self.step, "examples": len(visits["slot"]), "targets": targets,
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "loss_nats": sum(weighted) / targets if targets else None,
+            "grad_l2": grad_l2, "clip_scale": clip_scale, "gradient_match": match,
+            "unsettled": self.step < make.UNSETTLED_STEPS, "agreement_gg": gg, "agreement_s": s,
+            "measured": self.level if books is not None else "norms",
+            "net_l2": self.net.measure(), "seconds": now - self._ended, "measure_seconds": self._spent,
+        }  # fmt: skip
+        if books is not None:
+            row |= {
+                "update_l2": books.update_l2, "data_shift": books.data, "carry_shift": books.carry,
+                "decay_shift": books.decay, "unmeasured_shift": books.unmeasured,
+                "unexplained_shift": books.unexplained, "interaction_shift": books.interaction,
+                "rounding_shift": books.rounding, "closure": books.closure, "path_l2": self.path_l2,
+            }  # fmt: skip
+        self.writer.append_rows("steps", [row])
+        self.latest = row
+        self._ended, self._spent = now, 0.0
+
+    def _note_examples(self, examples: list[tuple[str, list[int], list[bool]]]) -> None:
+        fresh = []
+        for example, token_ids, mask in examples:
+            if example in self._seen_examples:
+                continue
+            self._seen_examples.add(example)
+            source = self.sources.get(example, Source(()))
+            preview = source.preview or self._preview(token_ids)
+            fresh.append({
+                "example": example, "row": list(source.rows), "group": source.group, "fact": source.fact,
+                "tokens": len(token_ids), "targets": sum(mask), "preview": preview,
+                "token_ids": token_ids, "target_mask": mask,
+            })  # fmt: skip
+        self.writer.append_rows("examples", fresh)
+        if self.tokenizer is not None:
+            new = {t for row in fresh for t in row["token_ids"]} - self._seen_tokens
+            if new:
+                from intaglio.data.vocab import vocab_rows
+
+                self._seen_tokens |= new
+                self.writer.append_rows("vocab", vocab_rows(self.tokenizer, sorted(new)))
+
+    def _preview(self, token_ids: list[int]) -> str:
+        if self.tokenizer is None:
+            return " ".join(map(str, token_ids[:24]))
+        return self.tokenizer.decode(token_ids[:60], skip_special_tokens=True)[:160]
+
+    # -- probes
+
+    def _record_probe(self, probing: _ProbeStep, records: list, books: StepBooks | None) -> None:
+        start = time.perf_counter()
+        row: dict[str, Any] = {
+            "step": self.step, "probe": probing.probe.name, "loss_nats": probing.state.loss_nats,
+            "kl_nats": probing.state.kl_nats,
+        }  # fmt: skip
+        if probing.gradient:
+            self.tap.enabled = False
+            try:
+                with undisturbed(self.model):
+                    row["measured_change_nats"] = probing.state.loss_nats - probe_loss(self.model, probing.probe)
+            finally:
+                self.tap.enabled = True
+        if probing.accounts is not None and books is not None:
+            row |= self._credits(probing, records)
+            predicted = row["credit_sum_nats"] + row["carry_nats"] + row["decay_nats"] + row["unmeasured_nats"]
+            row["residual_nats"] = row["measured_change_nats"] - predicted
+        row["seconds"] = probing.seconds + time.perf_counter() - start
+        self.writer.append_rows("probes", [row])
+        self._record_probe_state(self.step, probing.probe, probing.state)
+
+    def _prepare_credits(self, probing: _ProbeStep) -> None:
+        probing.accounts = prepare(
+            self.layout, self.optimizer, self.snapshot, probing.gradient,
+            rule_name=self.rule_name, scales=self._scales[0], foreign=self._scales[1], groups=groups_of(self.optimizer),
+        )  # fmt: skip
+
+    def _credits(self, probing: _ProbeStep, records: list) -> dict[str, float]:
+        accounts = probing.accounts
+        credit_N = credit_of_visits(self.layout, records, accounts, self.snapshot)
+        n = len(credit_N)
+        self.writer.append("credits", {
+            "step": [self.step] * n, "slot": list(range(n)), "probe": [probing.probe.name] * n,
+            "example": self._ids, "credit_nats": credit_N,
+        })  # fmt: skip
+        return {
+            "credit_sum_nats": float(credit_N.sum()), "carry_nats": accounts.carry, "decay_nats": accounts.decay,
+            "unmeasured_nats": accounts.unmeasured,
+        }  # fmt: skip
+
+    def _record_probe_state(self, step: int, probe: Probe, state: Any) -> None:
+        def at(values: list, i: int) -> Any:
+            return values[i] if i < len(values) else None
+
+        self.writer.append_rows("probe_items", [
+            {"step": step, "probe": probe.name, "item": i, "fact": at(probe.facts, i), "group": at(probe.groups, i),
+             "loss_nats": loss, "preview": at(probe.previews, i)}
+            for i, loss in enumerate(state.item_losses_nats)
+        ])  # fmt: skip
+        self.writer.append_rows("drift", [
+            {"step": step, "probe": probe.name, "layer": layer, "relative_l2": r, "cosine": c, "cka": k}
+            for layer, r, c, k in state.drift
+        ])  # fmt: skip
+
+    def _probe_end(self) -> None:
+        """The state after the last step: losses, KL and drift without a step to explain."""
+        self.tap.enabled = False
+        for probe in self.probes:
+            start = time.perf_counter()
+            with undisturbed(self.model):
+                state = measure_probe(self.model, probe)
+            self.writer.append_rows("probes", [{
+                "step": self.step, "probe": probe.name, "loss_nats": state.loss_nats, "kl_nats": state.kl_nats,
+                "seconds": time.perf_counter() - start,
+            }])  # fmt: skip
+            self._record_probe_state(self.step, probe, state)
+
+    # -- what is known at the start
+
+    def _manifest(self) -> dict[str, Any]:
+        layout = self.layout
+        group = self.optimizer.param_groups[0]
+        return {
+            "package_version": __version__, "level": self.level, "every": self.every,
+            "probe_every": self.probe_every, "seed": self.seed, "keep_tokens": self.keep_tokens,
+            "parameters_total": layout.n_trainable, "parameters_measured": layout.n_measured,
+            "coverage": layout.coverage, "unmeasured": sorted(layout.unmeasured),
+            "unmeasured_reasons": {n: layout.reasons[n] for n in layout.unmeasured if n in layout.reasons},
+            "tied_embeddings": layout.tied, "lora": layout.lora, "tolerance": self.tolerance,
+            "unit_length": 1e-6 * self._weight_length(),
+            "optimizer": {
+                "name": type(self.optimizer).__name__, "rule": self.rule_name, "lr": float(group["lr"]),
+                **{k: group[k] for k in ("betas", "weight_decay", "momentum", "eps", "nesterov") if k in group},
+            },
+            "probes": {p.name: {"role": p.role, "items": p.items, "targets": p.targets} for p in self.probes},
+            "precision": sorted({str(w.param.dtype).removeprefix("torch.") for w in layout.weights}),
+            "memory": self.budget.as_dict(),
+        }  # fmt: skip
+
+    def _weight_length(self) -> float:
+        """Length of the measured weights at the start (LoRA: of the matrices under the adapters)."""
+        total = sum(float(u.sum()) for u in self.lora_weight2.values())
+        adapters = {id(w.param) for s in self.layout.sites if s.kind == "lora" for w in s.weights}
+        for weight in self.layout.weights:
+            if id(weight.param) not in adapters:
+                total += float(weight.param.detach().float().norm().double() ** 2)
+        return math.sqrt(total)
+
+
+def _shifts(books: StepBooks) -> np.ndarray:
+    return np.concatenate([s.sum(1).cpu().numpy() for s in books.shift_NA])

@@ -1,0 +1,221 @@
+"""Probes: fixed texts whose loss, predictions and hidden states are watched during training.  [torch]
+
+Measuring a probe touches nothing of the training: eval mode, random state restored,
+no gradient accumulated, the tap switched off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intaglio.errors import DataError
+
+KL_POSITIONS = 512  # predictions kept from the start, per probe
+DRIFT_TOKENS = 512  # tokens whose hidden states are kept from the start, per probe
+ROLES = ("target", "anchor")
+
+
+@dataclass(eq=False)
+class Probe:
+    """A named set of batches; items are the rows of all batches in order."""
+
+    name: str
+    batches: list[dict[str, Tensor]]
+    facts: list[str | None] = field(default_factory=list)
+    groups: list[str | None] = field(default_factory=list)
+    previews: list[str] = field(default_factory=list)
+    start: dict = field(default_factory=dict)  # log-probabilities and hidden states of the initial model
+
+    @property
+    def role(self) -> str:
+        return next((r for r in ROLES if self.name == r or self.name.startswith((r + ".", r + "-"))), "")
+
+    @property
+    def items(self) -> int:
+        return sum(len(b["input_ids"]) for b in self.batches)
+
+    @property
+    def targets(self) -> int:
+        return sum(int((_targets(b) >= 0).sum()) for b in self.batches)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeState:
+    """What a probe shows at one state of the model."""
+
+    loss_nats: float
+    item_losses_nats: list[float]
+    kl_nats: float | None
+    drift: list[tuple[int, float, float, float | None]]  # layer, relative_l2, cosine, cka
+
+
+def as_probe(name: str, source: object, device: torch.device | None = None) -> Probe:
+    """A probe from what a user hands over: a batch (mapping of tensors), or a list of batches, or a Probe.
+
+    Raises:
+        DataError: the probe is empty or holds no target token.
+    """
+    if isinstance(source, Probe):
+        probe = source
+    elif isinstance(source, Mapping) or hasattr(source, "input_ids"):
+        probe = Probe(name, [dict(source)])
+    elif isinstance(source, Sequence) and source and all(isinstance(b, Mapping) for b in source):
+        probe = Probe(name, [dict(b) for b in source])
+    else:
+        raise DataError(f"probe {name!r} is empty or no batch", got=type(source).__name__, expected="input_ids tensors")
+    if device is not None:
+        probe.batches = [{k: v.to(device) for k, v in b.items() if isinstance(v, Tensor)} for b in probe.batches]
+    if not probe.batches or probe.items == 0 or probe.targets == 0:
+        raise DataError(f"probe {name!r} is empty", expected="at least one text with a target token")
+    return probe
+
+
+def _targets(batch: Mapping[str, Tensor]) -> Tensor:
+    """(B, T) the token predicted at each position, -100 where none is scored."""
+    ids = batch["input_ids"]
+    labels = batch.get("labels")
+    if labels is None:
+        mask = batch.get("attention_mask")
+        labels = ids if mask is None else ids.masked_fill(mask == 0, -100)
+    target = torch.full_like(ids, -100)
+    target[:, :-1] = labels[:, 1:]
+    return target
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode with every module's own flag and the random state put back afterwards."""
+    flags = {m: m.training for m in model.modules()}
+    device = next(model.parameters()).device
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
+
+
+def _losses(model: nn.Module, batch: Mapping[str, Tensor], *, hidden: bool) -> tuple[Tensor, Tensor, object]:
+    inputs = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")}
+    out = model(**inputs, use_cache=False, output_hidden_states=hidden)
+    target = _targets(batch)
+    losses = F.cross_entropy(
+        out.logits.float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none"
+    ).view(target.shape)
+    return losses, target, out
+
+
+def measure_probe(model: nn.Module, probe: Probe) -> ProbeState:
+    """Loss per item, KL and drift from the first state this was called at. No gradient."""
+    item_losses, total, count = [], 0.0, 0
+    log_probs, hidden = [], []
+    with torch.no_grad():
+        for batch in probe.batches:
+            losses, target, out = _losses(model, batch, hidden=True)
+            per_item = (target >= 0).sum(1)
+            item_losses += (losses.sum(1) / per_item.clamp_min(1)).tolist()
+            total, count = total + float(losses.double().sum()), count + int(per_item.sum())
+            log_probs.append(out.logits[target >= 0])
+            hidden.append(_kept_hidden(out.hidden_states, batch))
+    log_p = _thin(torch.cat(log_probs), KL_POSITIONS).float().log_softmax(-1)
+    states = [_thin(torch.cat([h[layer] for h in hidden]), DRIFT_TOKENS).float() for layer in range(len(hidden[0]))]
+    if not probe.start:
+        probe.start = {"log_p": log_p, "hidden": states}
+    first = probe.start
+    kl = float((first["log_p"].exp() * (first["log_p"] - log_p)).sum(-1).mean())
+    drift = [(layer, *drift_of(h, h0)) for layer, (h, h0) in enumerate(zip(states, first["hidden"]))]
+    return ProbeState(total / count, item_losses, max(kl, 0.0), drift)
+
+
+def probe_loss(model: nn.Module, probe: Probe) -> float:
+    """Mean loss per target token, nats."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for batch in probe.batches:
+            losses, target, _ = _losses(model, batch, hidden=False)
+            total, count = total + float(losses.double().sum()), count + int((target >= 0).sum())
+    return total / count
+
+
+def probe_gradient(model: nn.Module, probe: Probe, params: list[nn.Parameter]) -> list[Tensor]:
+    """Gradient of the probe's mean loss per target token; `.grad` is not touched."""
+    count = probe.targets
+    total: list[Tensor] = []
+    with torch.enable_grad():
+        for batch in probe.batches:
+            losses, _, _ = _losses(model, batch, hidden=False)
+            found = torch.autograd.grad(losses.sum() / count, params, allow_unused=True)
+            if not total:
+                total = [torch.zeros_like(p) if g is None else g.detach() for p, g in zip(params, found)]
+            else:
+                for into, g in zip(total, found):
+                    if g is not None:
+                        into += g
+    return total
+
+
+def _kept_hidden(hidden_states: Sequence[Tensor], batch: Mapping[str, Tensor]) -> list[Tensor]:
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask")
+    keep = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    first = keep.int().argmax(1)
+    keep = keep.clone()
+    keep[torch.arange(len(ids), device=ids.device), first] = False  # the first token is left out
+    return [h[keep] for h in hidden_states]
+
+
+def _thin(rows: Tensor, most: int) -> Tensor:
+    if len(rows) <= most:
+        return rows
+    index = torch.linspace(0, len(rows) - 1, most, device=rows.device).long()
+    return rows[index]
+
+
+def drift_of(now: Tensor, start: Tensor) -> tuple[float, float, float | None]:
+    """Relative length of the change, centred cosine (both medians over tokens), debiased CKA.
+
+    Args:
+        now, start: (N, d) hidden states of the same tokens.
+    """
+    relative = (now - start).norm(dim=-1) / start.norm(dim=-1).clamp_min(1e-12)
+    a, b = now - now.mean(0), start - start.mean(0)
+    cosine = F.cosine_similarity(a, b, dim=-1)
+    return float(relative.median()), float(cosine.median()), debiased_cka(now, start)
+
+
+def debiased_cka(x: Tensor, y: Tensor) -> float | None:
+    """Debiased linear CKA (Kornblith et al. 1905.00414 with Song et al.'s unbiased HSIC).
+
+    1 is the same up to rotation and scale; independent features give 0 on average. None under 4 tokens.
+    """
+    n = len(x)
+    if n < 4:
+        return None
+    grams = []
+    for z in (x, y):
+        z = z.double() - z.double().mean(0)
+        k = z @ z.mT
+        k.fill_diagonal_(0)
+        grams.append(k)
+    def hsic(k: Tensor, m: Tensor) -> float:
+        trace = float((k * m).sum())
+        total = float(k.sum() * m.sum()) / ((n - 1) * (n - 2))
+        cross = 2 * float(k.sum(0) @ m.sum(0)) / (n - 2)
+        return (trace + total - cross) / (n * (n - 3))
+    xx, yy = hsic(grams[0], grams[0]), hsic(grams[1], grams[1])
+    if xx <= 0 or yy <= 0:
+        return None
+    value = hsic(grams[0], grams[1]) / math.sqrt(xx * yy)
+    return value

@@ -1,0 +1,211 @@
+"""From records and books to rows of the tables.  [torch]
+
+Everything leaves here as numpy columns; what could not be measured is NaN or None, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intaglio.measure.books import StepBooks
+from intaglio.measure.collect import Record
+from intaglio.model.layout import Layout
+
+REACH = 1e-3  # |p - onehot| below which a token says nothing about the loss's weight
+UNSETTLED_STEPS = 10
+
+
+def loss_weights(record: Record) -> tuple[np.ndarray, list[str]]:
+    """Weight omega that the loss gave each token of every example, and whether push is of the token sum.
+
+    The weight is constant within an example under any mean or sum over tokens; where it is
+    not (or the gradient at the logits has another form) push stays of the loss as weighted.
+
+    Returns:
+        (n,) weights (NaN where unknown) and a push_kind per example.
+    """
+    n = record.caught.n_slots
+    weights, kinds = np.full(n, math.nan), ["as_weighted"] * n
+    if not record.stats:
+        return weights, kinds
+    segment = record.caught.segment_BT
+    usable = (record.target_BT >= 0) & (record.stats["reach"] > REACH)
+    tolerance = 5e-2 if record.low_precision else 1e-3
+    everywhere = record.stats["omega"][usable]
+    common = _constant(everywhere, tolerance)
+    for slot in range(n):
+        mine = usable & (segment == slot)
+        omega = _constant(record.stats["omega"][mine], tolerance) if bool(mine.any()) else common
+        fits = bool((record.stats["misfit"][mine] < max(0.02, tolerance)).all()) if bool(mine.any()) else True
+        if omega and fits:
+            weights[slot], kinds[slot] = omega, "token_sum"
+    return weights, kinds
+
+
+def _constant(values: Tensor, tolerance: float) -> float | None:
+    if len(values) == 0:
+        return None
+    middle = float(values.median())
+    if middle == 0 or float((values - middle).abs().max()) > tolerance * abs(middle):
+        return None
+    return float(values.double().mean())
+
+
+def squared_push(record: Record) -> np.ndarray:
+    """(n,) squared length of each example's part of the actual gradient."""
+    return (record.push2_NA.sum(1) + record.extra2_N).clamp_min(0).cpu().numpy()
+
+
+def leave_one_out(products_NN: np.ndarray) -> np.ndarray:
+    """(N,) cosine of each gradient with the sum of the others, from their inner products. NaN for one alone."""
+    rows = products_NN.sum(1)
+    own = np.diag(products_NN)
+    others2 = products_NN.sum() - 2 * rows + own
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where((own > 0) & (others2 > 0), (rows - own) / np.sqrt(own * others2), math.nan)
+
+
+def agreement(total_l2: float, squared_N: np.ndarray) -> tuple[float | None, float | None]:
+    """Unbiased GG and S of a step (McCandlish 1812.06162), with B h_i in the place of g_i.
+
+    Args:
+        total_l2: norm of the sum of all h_i.
+        squared_N: squared norms of the h_i.
+    """
+    b = len(squared_N)
+    if b < 2:
+        return None, None
+    mean2 = b * float(squared_N.sum())  # mean of |B h_i|^2
+    gg = (b * total_l2**2 - mean2) / (b - 1)
+    s = (mean2 - total_l2**2) / (1 - 1 / b)
+    return gg, s
+
+
+def visit_columns(
+    step: int, records: list[Record], books: StepBooks | None, ids: list[str], products_NN: np.ndarray, rank: int
+) -> dict[str, Any]:
+    """Columns of `visits` (without churn) for all records of a step."""
+    losses, targets, push, kinds, weights = [], [], [], [], []
+    for record in records:
+        omega, kind = loss_weights(record)
+        length = np.sqrt(squared_push(record))
+        n_targets, mean_loss = _mean_losses(record)
+        push += list(np.where(np.isnan(omega), length, length / np.abs(np.where(np.isnan(omega), 1, omega))))
+        kinds += kind
+        weights += list(omega)
+        losses += list(mean_loss)
+        targets += list(n_targets)
+    n = len(ids)
+    shift = np.concatenate([s.sum(1).cpu().numpy() for s in books.shift_NA]) if books else np.full(n, math.nan)
+    return {
+        "step": [step] * n, "slot": list(range(n)), "rank": [rank] * n, "example": ids, "targets": targets,
+        "loss_nats": losses, "push": push, "push_kind": kinds, "shift": shift,
+        "alignment": leave_one_out(products_NN), "loss_weight": weights,
+    }  # fmt: skip
+
+
+def _mean_losses(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    n, segment = record.caught.n_slots, record.caught.segment_BT
+    if record.target_BT is None:
+        return np.zeros(n, dtype=int), np.full(n, math.nan)
+    trained = record.target_BT >= 0
+    flat = segment[trained]
+    count = torch.bincount(flat, minlength=n).cpu().numpy()
+    total = torch.zeros(n, dtype=torch.float64, device=flat.device)
+    total.index_add_(0, flat, record.stats["surprise"][trained].double())
+    with np.errstate(invalid="ignore"):
+        return count, total.cpu().numpy() / np.where(count > 0, count, np.nan)
+
+
+def token_columns(
+    step: int, records: list[Record], books: StepBooks | None, kept: list[bool]
+) -> dict[str, np.ndarray] | None:
+    """Columns of `tokens` for the visits whose flag in `kept` is true."""
+    pieces: dict[str, list[np.ndarray]] = {n: [] for n in _TOKEN_COLUMNS}
+    base = 0
+    for index, record in enumerate(records):
+        segment = record.caught.segment_BT.cpu().numpy()
+        flags = np.array(kept[base : base + record.caught.n_slots] + [False])
+        where = flags[segment]  # segment -1 picks the last flag
+        trained = record.target_BT.cpu().numpy() if record.target_BT is not None else np.full(segment.shape, -1)
+        shift = books.token_shift_BT[index].cpu().numpy() if books else np.full(segment.shape, math.nan)
+        columns = {
+            "slot": segment + base,
+            "position": _positions(segment),
+            "token": record.caught.ids_BT.cpu().numpy(),
+            "target": trained,
+            "surprise_nats": _stat(record, "surprise", segment.shape),
+            "entropy_nats": _stat(record, "entropy", segment.shape),
+            "shift": shift,
+            "write": np.sqrt(record.write2_BT.cpu().numpy()),
+        }
+        for name, values in columns.items():
+            pieces[name].append(values[where])
+        base += record.caught.n_slots
+    joined = {n: np.concatenate(p) for n, p in pieces.items()}
+    n_rows = len(joined["slot"])
+    if n_rows == 0:
+        return None
+    target = joined["target"]
+    return {
+        **joined, "step": np.full(n_rows, step, dtype=np.int32),
+        "target": np.ma.masked_array(target, mask=target < 0),
+    }  # fmt: skip
+
+
+_TOKEN_COLUMNS = ("slot", "position", "token", "target", "surprise_nats", "entropy_nats", "shift", "write")
+
+
+def _stat(record: Record, name: str, shape: tuple[int, int]) -> np.ndarray:
+    return record.stats[name].float().cpu().numpy() if record.stats else np.full(shape, math.nan)
+
+
+def _positions(segment_BT: np.ndarray) -> np.ndarray:
+    """Position of every token within its own example."""
+    change = np.ones(segment_BT.shape, dtype=bool)
+    change[:, 1:] = segment_BT[:, 1:] != segment_BT[:, :-1]
+    index = np.broadcast_to(np.arange(segment_BT.shape[1]), segment_BT.shape)
+    start = np.maximum.accumulate(np.where(change, index, 0), axis=1)
+    return index - start
+
+
+def part_columns(step: int, layout: Layout, books: StepBooks) -> dict[str, Any]:
+    """Columns of `parts`."""
+    n = len(layout.addresses)
+    return {
+        "step": [step] * n,
+        "address": [str(a) for a in layout.addresses],
+        "update_l2": books.part_update2.clamp_min(0).sqrt().cpu().numpy(),
+        "weight_l2": books.part_weight2.clamp_min(0).sqrt().cpu().numpy(),
+        "data_shift": books.part_data.cpu().numpy(),
+        "carry_shift": books.part_carry.cpu().numpy(),
+        "decay_shift": books.part_decay.cpu().numpy(),
+    }
+
+
+def visit_part_columns(
+    step: int, layout: Layout, records: list[Record], books: StepBooks | None, weights: list[float]
+) -> dict[str, Any]:
+    """Columns of `visit_parts`: every visit times every address."""
+    squared = torch.cat([r.push2_NA for r in records]).clamp_min(0).cpu().numpy()
+    n, a = squared.shape
+    omega = np.abs(np.where(np.isnan(weights), 1.0, weights))[:, None]
+    shift = np.concatenate([s.cpu().numpy() for s in books.shift_NA]) if books else np.full((n, a), math.nan)
+    names = [str(x) for x in layout.addresses]
+    return {
+        "step": np.full(n * a, step, dtype=np.int32),
+        "slot": np.repeat(np.arange(n, dtype=np.int32), a),
+        "address": names * n,
+        "push": _short((np.sqrt(squared) / omega).ravel()),
+        "shift": _short(shift.ravel()),
+    }
+
+
+def _short(values: np.ndarray) -> np.ndarray:
+    """Single precision inside a double column: it compresses to half the size."""
+    return values.astype(np.float32).astype(np.float64)

@@ -1,0 +1,258 @@
+"""The optimizer's side: split the step that was taken into accounts.  [torch]
+
+For every parameter U = theta_after - theta_before is compared with the optimizer's own
+formula (rules.py). One pass over the parameters, in pieces that stay in the cache, gives
+all sums; the matrix R = U/D is left in place of the momentum copy for the token dots.
+No account is fitted to the step: what the formula does not give is missing in the sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from intaglio.measure.rules import Rule, denominator, rule_for
+from intaglio.model.layout import Layout, Site, Weight
+
+PIECE = 1 << 16  # numbers per piece: a few such buffers fit a core's cache
+SAMPLES = 64  # strided coordinates per parameter for the clip scale
+FOREIGN = 1e-5  # spread of the clip scale over coordinates beyond which a gradient was not merely scaled
+NET_STRIDE = 61  # every 61st coordinate stands for the distance from the start
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """What is copied just before the optimizer steps; the buffers are used again every step."""
+
+    theta: dict[int, Tensor] = field(default_factory=dict)
+    momentum: dict[int, Tensor] = field(default_factory=dict)
+    had_buffer: set[int] = field(default_factory=set)
+    moved: set[int] = field(default_factory=set)
+    lr: dict[int, float] = field(default_factory=dict)
+
+    def take(self, optimizer: torch.optim.Optimizer) -> None:
+        self.had_buffer.clear()
+        self.moved.clear()
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue  # no gradient means no step
+                key = id(p)
+                self.moved.add(key)
+                self._copy(self.theta, key, p.detach())
+                state = optimizer.state.get(p, {})
+                buffer = state.get("exp_avg", state.get("momentum_buffer"))
+                if buffer is not None:
+                    self.had_buffer.add(key)
+                    self._copy(self.momentum, key, buffer)
+                elif key in self.momentum:
+                    self.momentum[key].zero_()
+                else:
+                    self.momentum[key] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def _copy(into: dict[int, Tensor], key: int, source: Tensor) -> None:
+        if key in into and into[key].dtype == source.dtype:
+            into[key].copy_(source)
+        else:
+            into[key] = source.detach().clone(memory_format=torch.contiguous_format)
+
+
+@dataclass(eq=False)
+class ParamBooks:
+    """Accounts of one parameter, per unit, times the length of the whole step (still to be divided)."""
+
+    rule: Rule
+    scale: float  # factor between backward and step
+    uu: Tensor  # (U,) squared length of the step
+    ww: Tensor  # (U,) squared length of the weights before
+    carry: Tensor  # (U,) <carry, U>
+    decay: Tensor  # (U,) <decay, U>
+    rounding: Tensor  # (U,) <what precision swallowed, U>
+    unexplained: Tensor  # (U,)
+    direction: Tensor | None  # R: <c, U> = data * scale * <h, R>
+
+    @property
+    def factor(self) -> float:
+        """What turns <h, R> into <c, U>."""
+        return self.rule.data * self.scale
+
+
+def reduce_units(product: Tensor, weight: Weight) -> Tensor:
+    """Sum a piece (r, c) of a matrix per unit along its columns; (1,) where columns are not split."""
+    if weight.axis == 1 and weight.n_units > 1:
+        return product.view(product.shape[0], weight.n_units, -1).sum((0, 2))
+    return product.sum()[None]
+
+
+def pieces(shape: tuple[int, int], weight: Weight):
+    """(rows, unit) slices that lie within one unit of rows, or (rows, None) where columns are split."""
+    n_rows, n_columns = shape
+    by_rows = weight.n_units > 1 and weight.axis == 0
+    height = n_rows // weight.n_units if by_rows else n_rows
+    step = max(1, PIECE // max(1, n_columns))
+    for unit in range(weight.n_units if by_rows else 1):
+        for start in range(unit * height, (unit + 1) * height, step):
+            stop = min(start + step, (unit + 1) * height)
+            yield slice(start, stop), (unit if by_rows else 0 if weight.n_units == 1 else None)
+
+
+def settle_parameter(
+    weight: Weight, *, group: dict, state: dict, snapshot: Snapshot, rule_name: str, scale: float
+) -> ParamBooks:
+    """Accounts of one parameter's step; leaves R in the snapshot's momentum buffer."""
+    p = weight.param
+    key = id(p)
+    rule = rule_for(rule_name, group, state, had_buffer=key in snapshot.had_buffer)
+    if not rule.formula:
+        return _by_projection(weight, snapshot, scale)
+    after, before, momentum, grad = (_matrix(t) for t in (p.detach(), snapshot.theta[key], snapshot.momentum[key], p.grad))
+    second = {rule.second: _matrix(state[rule.second])} if rule.second else {}
+    sums = {name: torch.zeros(weight.n_units, dtype=torch.float64, device=p.device) for name in _SUMS}
+    ulp = 2 * torch.finfo(p.dtype).eps
+    for rows, unit in pieces(after.shape, weight):
+        found = _piece(rule, after[rows], before[rows], momentum[rows], grad[rows], denominator(rule, second, rows), ulp)
+        for name, product in found.items():
+            if unit is None:
+                sums[name] += reduce_units(product, weight)
+            else:
+                sums[name][unit] += product.sum()
+    return ParamBooks(rule, scale, *(sums[n] for n in _SUMS), torch.zeros_like(sums["uu"]), snapshot.momentum[key])
+
+
+_SUMS = ("uu", "ww", "carry", "decay", "rounding")
+
+
+def _piece(
+    rule: Rule, after: Tensor, before: Tensor, momentum: Tensor, grad: Tensor, d: Tensor | None, ulp: float
+) -> dict[str, Tensor]:
+    """Elementwise products of one piece; `momentum` becomes R = U/D."""
+    before, after = before.float(), after.float()
+    update = after - before
+    r = update if d is None else update / d
+    asked = grad * rule.data
+    if rule.carry:
+        asked = asked.add_(momentum, alpha=rule.carry)
+    if rule.decay and rule.decay_over_denominator:
+        asked = asked.add_(before, alpha=rule.decay)
+    if d is not None:
+        asked = asked.div_(d)
+    if rule.decay and not rule.decay_over_denominator:
+        asked = asked.add_(before, alpha=rule.decay)
+    # Rounding may explain two units in the last place of the weight and no more, so that a
+    # wrong formula cannot hide in it.
+    bound = before.abs().mul_(ulp).add_(update.abs(), alpha=ulp)
+    swallowed = torch.minimum(torch.maximum(update - asked, -bound), bound)
+    found = {
+        "uu": update * update,
+        "ww": before * before,
+        "carry": (momentum * r).mul_(rule.carry),
+        "decay": (before * (r if rule.decay_over_denominator else update)).mul_(rule.decay),
+        "rounding": swallowed.mul_(update),
+    }
+    momentum.copy_(r)
+    return found
+
+
+def _by_projection(weight: Weight, snapshot: Snapshot, scale: float) -> ParamBooks:
+    """An optimizer without formulas here: c = h <U,G>/|G|^2 per tensor, the rest is unexplained."""
+    p = weight.param
+    before = snapshot.theta[id(p)].float()
+    update = p.detach().float() - before
+    grad = p.grad.float()
+    alpha = float((update * grad).sum() / grad.square().sum().clamp_min(1e-38))
+    rule = Rule(alpha, 0.0, 0.0, None, formula=False)
+
+    def units(product: Tensor) -> Tensor:
+        product = _matrix(product).double()
+        if weight.n_units == 1:
+            return product.sum()[None]
+        if weight.axis == 1:
+            return reduce_units(product, weight)
+        return product.view(weight.n_units, -1).sum(-1)
+
+    uu, zero = units(update * update), torch.zeros(weight.n_units, dtype=torch.float64, device=p.device)
+    unexplained = uu - alpha * units(grad * update)
+    snapshot.momentum[id(p)].copy_(update)
+    return ParamBooks(rule, scale, uu, units(before * before), zero, zero, zero, unexplained, snapshot.momentum[id(p)])
+
+
+def _matrix(t: Tensor) -> Tensor:
+    """A parameter as rows: a vector is one row."""
+    return t.view(1, -1) if t.ndim < 2 else t.view(t.shape[0], -1) if t.is_contiguous() else t
+
+
+def canonical(t: Tensor, weight: Weight) -> Tensor:
+    """The matrix as (outputs, inputs), whatever the storage order."""
+    return t.t() if weight.kind == "conv1d" else t
+
+
+class ClipScale:
+    """How much every gradient was scaled between backward and step, read at a few coordinates.
+
+    The same strided coordinates of p.grad are read after every accumulation and at the
+    step; under value clipping their ratios differ, and the parameter is called foreign.
+    """
+
+    def __init__(self, params: list[torch.nn.Parameter]) -> None:
+        self.params = params
+        self.then: dict[int, Tensor] = {}
+        self._handles = [p.register_post_accumulate_grad_hook(self._accumulated) for p in params]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _accumulated(self, p: torch.nn.Parameter) -> None:
+        if p.grad is not None and not p.grad.is_sparse:
+            self.then[id(p)] = self._sample(p.grad)
+
+    @staticmethod
+    def _sample(grad: Tensor) -> Tensor:
+        flat = grad.detach().reshape(-1)
+        return flat[:: max(1, flat.numel() // SAMPLES)].clone()
+
+    def dropped(self) -> bool:
+        """Whether the gradients caught so far were cleared without a step."""
+        for p in self.params:
+            then = self.then.get(id(p))
+            if then is not None and bool(then.any()):
+                return p.grad is None or not bool(self._sample(p.grad).any())
+        return False
+
+    def clear(self) -> None:
+        self.then.clear()
+
+    def read(self) -> tuple[dict[int, float], set[int], float]:
+        """Per parameter the factor; those that were not merely scaled; and the median factor."""
+        scales, foreign, unknown = {}, set(), []
+        for p in self.params:
+            then = self.then.get(id(p))
+            if then is None or p.grad is None:
+                continue
+            now, then = self._sample(p.grad).double(), then.double()
+            power = float(then @ then)
+            if power == 0:
+                unknown.append(id(p))
+                continue
+            scale = float(now @ then) / power
+            spread = float((now - scale * then).norm()) / max(float(now.norm()), 1e-300)
+            scales[id(p)] = scale
+            tolerance = FOREIGN if p.grad.dtype == torch.float32 else 1e-2
+            if spread > tolerance:
+                foreign.add(id(p))
+        ordered = sorted(scales.values())
+        median = ordered[len(ordered) // 2] if ordered else 1.0
+        scales.update({key: median for key in unknown})
+        return scales, foreign, median
+
+
+def layout_params(layout: Layout) -> list[torch.nn.Parameter]:
+    """Every measured parameter once."""
+    return [w.param for w in layout.weights]
+
+
+def sites_of(layout: Layout) -> dict[int, Site]:
+    return {s.index: s for s in layout.sites}

@@ -1,0 +1,169 @@
+"""Writes: what can be computed from input activations and output gradients alone.  [torch]
+
+A linear layer's weight gradient is a sum of rank-one matrices, one per token position:
+sum_t b_t a_t^T. Everything here uses that sum without building it where that is cheaper.
+
+Shapes: B rows, T positions, p inputs, q outputs, U units (heads) of one weight, n slots
+(examples) of a block, k the sketch's side. Sizes are in the names: a_BTP, b_BTQ.
+
+Pure: tensors in, tensors out.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def gram(x_BTP: Float[Tensor, "B T P"]) -> Float[Tensor, "B T T"]:
+    """Inner products of all positions of a row with each other."""
+    return x_BTP @ x_BTP.mT
+
+
+def unit_gram(x_BTP: Float[Tensor, "B T P"], n_units: int) -> Float[Tensor, "B U T T"]:
+    """The same, separately for each of `n_units` equal slices of the last axis."""
+    rows, positions, width = x_BTP.shape
+    x_BUTD = x_BTP.view(rows, positions, n_units, width // n_units).transpose(1, 2)
+    return x_BUTD @ x_BUTD.mT
+
+
+def ghost_is_cheaper(positions: int, n_in: int, n_out: int) -> bool:
+    """Whether the Gram form costs fewer multiplications than building b^T a."""
+    return positions * (n_in + n_out) < n_in * n_out
+
+
+def squared_norms(
+    a_BTP: Float[Tensor, "B T P"],
+    b_BTQ: Float[Tensor, "B T Q"],
+    *,
+    side: str = "",
+    n_units: int = 1,
+    a_gram_BTT: Tensor | None = None,
+) -> Float[Tensor, "B U"]:
+    """Squared length of each row's summed writes sum_t b_t a_t^T, per unit.
+
+    Goodfellow 1510.01799; Li et al. 2110.05679: |g|^2 = sum_{s,t} (a_s.a_t)(b_s.b_t).
+
+    Args:
+        side: "out" if the units slice b, "in" if they slice a, "" if there is one unit.
+        a_gram_BTT: `gram(a_BTP)` where it is known already (q, k and v share it).
+    """
+    positions, n_in, n_out = a_BTP.shape[1], a_BTP.shape[2], b_BTQ.shape[2]
+    if not ghost_is_cheaper(positions, n_in, n_out):
+        return _squared_norms_built(a_BTP, b_BTQ, side=side, n_units=n_units)
+    if side == "in":
+        products = unit_gram(a_BTP, n_units).mul_(gram(b_BTQ)[:, None])
+        return products.sum((-1, -2))
+    a_gram_BTT = gram(a_BTP) if a_gram_BTT is None else a_gram_BTT
+    if side == "out":
+        return unit_gram(b_BTQ, n_units).mul_(a_gram_BTT[:, None]).sum((-1, -2))
+    return torch.linalg.vecdot(gram(b_BTQ).flatten(1), a_gram_BTT.flatten(1))[:, None]
+
+
+def _squared_norms_built(a_BTP: Tensor, b_BTQ: Tensor, *, side: str, n_units: int) -> Tensor:
+    g_BQP = b_BTQ.mT @ a_BTP
+    rows, n_out, n_in = g_BQP.shape
+    if side == "in":
+        return g_BQP.view(rows, n_out, n_units, n_in // n_units).square_().sum((1, 3))
+    if side == "out":
+        return g_BQP.view(rows, n_units, -1).square_().sum(-1)
+    return g_BQP.flatten(1).square_().sum(-1, keepdim=True)
+
+
+def lookup_squared_norms(
+    ids_BT: Int[Tensor, "B T"], b_BTD: Float[Tensor, "B T D"]
+) -> Float[Tensor, "B"]:
+    """Squared length of each row's gradient of an embedding table: rows of equal ids add up."""
+    same = ids_BT[:, :, None] == ids_BT[:, None, :]
+    return (gram(b_BTD) * same).sum((-1, -2))
+
+
+def tied_cross_terms(
+    ids_BS: Int[Tensor, "B S"],
+    lookup_b_BSD: Float[Tensor, "B S D"],
+    head_a_BTD: Float[Tensor, "B T D"],
+    head_b_BTV: Float[Tensor, "B T V"],
+) -> Float[Tensor, "B"]:
+    """Inner product of the lookup's and the head's gradient of one shared matrix, per row.
+
+    <sum_s e_{x_s} g_s^T, sum_t b_t a_t^T> = sum_{s,t} b_t[x_s] (a_t . g_s).
+    """
+    picked_BTS = head_b_BTV.gather(2, ids_BS[:, None, :].expand(-1, head_b_BTV.shape[1], -1))
+    return (picked_BTS * (head_a_BTD @ lookup_b_BSD.mT)).sum((-1, -2))
+
+
+def token_dots(
+    a_BTP: Float[Tensor, "B T P"],
+    b_BTQ: Float[Tensor, "B T Q"],
+    v_QP: Float[Tensor, "Q P"],
+    *,
+    side: str = "",
+    n_units: int = 1,
+) -> Float[Tensor, "B T U"]:
+    """<b_t a_t^T, V> = b_t^T V a_t for every position, per unit; one matrix product."""
+    if side == "out" or (side == "" and b_BTQ.shape[-1] < a_BTP.shape[-1]):
+        terms = (a_BTP @ v_QP.mT).mul_(b_BTQ)
+    else:
+        terms = (b_BTQ @ v_QP).mul_(a_BTP)
+    if side == "":
+        return terms.sum(-1, keepdim=True)
+    return terms.view(*terms.shape[:2], n_units, -1).sum(-1)
+
+
+def logit_statistics(
+    logits_NV: Float[Tensor, "N V"], grad_NV: Float[Tensor, "N V"], target_N: Int[Tensor, "N"], *, chunk: int = 1 << 20
+) -> dict[str, Float[Tensor, "N"]]:
+    """Surprise and entropy of each prediction, and the weight that the loss gave it.
+
+    If the loss is a weighted sum over tokens, the gradient at the logits is
+    omega (p - onehot(target)); omega is its projection and `misfit` the share of the
+    gradient that has another form (0 for any weighted cross-entropy).
+
+    Args:
+        chunk: how many logits to hold at once (numbers, not bytes).
+
+    Returns:
+        surprise (nats), entropy (nats), omega (loss per nat), reach (|p - onehot|), misfit (0..1).
+    """
+    rows = max(1, chunk // logits_NV.shape[1])
+    pieces = [
+        _logit_statistics(z.float(), g.float(), y)
+        for z, g, y in zip(logits_NV.split(rows), grad_NV.split(rows), target_N.split(rows))
+    ]
+    names = ("surprise", "entropy", "omega", "reach", "misfit")
+    if not pieces:
+        return {name: logits_NV.new_zeros(0, dtype=torch.float32) for name in names}
+    return {name: torch.cat([piece[i] for piece in pieces]) for i, name in enumerate(names)}
+
+
+def _logit_statistics(z_NV: Tensor, g_NV: Tensor, target_N: Tensor) -> tuple[Tensor, ...]:
+    lse = z_NV.logsumexp(-1)
+    p_NV = (z_NV - lse[:, None]).exp_()
+    entropy = lse - torch.linalg.vecdot(p_NV, z_NV)
+    index = target_N[:, None]
+    p_y, g_y = p_NV.gather(1, index)[:, 0], g_NV.gather(1, index)[:, 0]
+    surprise = lse - z_NV.gather(1, index)[:, 0]
+    # |p - y|^2 without cancellation at p_y near 1: the target's own term is (1 - p_y)^2.
+    reach2 = (torch.linalg.vecdot(p_NV, p_NV) - p_y.square()).clamp_min(0) + (1 - p_y).square()
+    dot = torch.linalg.vecdot(g_NV, p_NV) - g_y
+    omega = dot / reach2.clamp_min(1e-30)
+    gg = torch.linalg.vecdot(g_NV, g_NV)
+    misfit = (1 - omega * dot / gg.clamp_min(1e-38)).clamp(0, 1).sqrt()
+    misfit = torch.where(gg > 0, misfit, torch.zeros_like(misfit))
+    return surprise, entropy, omega, reach2.sqrt(), misfit
+
+
+def projection(size: int, side: int, seed: int, device: torch.device) -> Float[Tensor, "size side"]:
+    """Random signs / sqrt(side): inner products of projected vectors are unbiased."""
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (size, side), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+    return (signs.float() / side**0.5).to(device)
+
+
+def normalised(x: Tensor, *, rms: bool, eps: float) -> Tensor:
+    """What a norm's gain multiplies: x over its root mean square, centred first for LayerNorm."""
+    x = x.float()
+    if not rms:
+        x = x - x.mean(-1, keepdim=True)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)

@@ -1,0 +1,226 @@
+"""The only hooks. They live between `attach` and `detach` and leave nothing behind.  [torch]
+
+A forward pass becomes a `Pass` when its first output gradient arrives: forwards
+without a backward (evaluation, generation, a checkpointed segment's first run) leave
+no trace. The tap only catches (site, input a, output gradient b); what to do with
+them is the sink's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from intaglio.example import example_id
+from intaglio.model.layout import Layout, Site, causal_lm
+
+
+@dataclass(eq=False)
+class Block:
+    """Rows and positions that hold one example each: a whole batch, or one segment of a packed row."""
+
+    rows: slice
+    span: slice
+    slots: slice
+
+
+@dataclass(eq=False)
+class Pass:
+    """One forward of the model that received a backward.
+
+    `segment_BT` is the slot (example) of every position within this pass, -1 for padding.
+    """
+
+    ids_BT: Tensor
+    segment_BT: Tensor
+    n_slots: int
+    blocks: list[Block]
+    labels_BT: Tensor | None
+    kept: int | None = None  # logits only for the last `kept` positions
+    logits: Tensor | None = None
+    extras: dict = field(default_factory=dict)
+    live: bool = False
+
+    @property
+    def packed(self) -> bool:
+        return len(self.blocks) > 1
+
+    def target_BT(self) -> Tensor:
+        """The token each position is trained to predict, -1 where none (or where labels are not known)."""
+        target = torch.full_like(self.ids_BT, -1)
+        source = self.ids_BT if self.labels_BT is None else self.labels_BT
+        same = (self.segment_BT[:, 1:] == self.segment_BT[:, :-1]) & (self.segment_BT[:, :-1] >= 0)
+        following = source[:, 1:]
+        wanted = same if self.labels_BT is None else (following != -100) & (self.segment_BT[:, :-1] >= 0)
+        target[:, :-1] = torch.where(wanted, following, target[:, :-1])
+        return target
+
+    def examples(self, trained_BT: Tensor) -> list[tuple[str, list[int], list[bool]]]:
+        """Id, unpadded token ids and label mask of every slot.
+
+        Args:
+            trained_BT: true where the position predicts a trained target.
+        """
+        is_label = torch.zeros_like(trained_BT)
+        is_label[:, 1:] = trained_BT[:, :-1]
+        found = []
+        for slot in range(self.n_slots):
+            where = self.segment_BT == slot
+            ids, mask = self.ids_BT[where].tolist(), is_label[where].tolist()
+            mask[:1] = [False] * len(mask[:1])
+            found.append((example_id(ids, mask), ids, mask))
+        return found
+
+
+def segments(
+    ids_BT: Tensor, mask_BT: Tensor | None, position_ids: Tensor | None
+) -> tuple[Tensor, int, list[Block]]:
+    """Which example each position belongs to: padding by the mask, packing by positions that restart."""
+    rows, length = ids_BT.shape
+    valid = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool()
+    starts = torch.zeros_like(valid)
+    if position_ids is not None and position_ids.ndim == 2:
+        positions = position_ids.expand(rows, length)
+        starts[:, 1:] = valid[:, 1:] & valid[:, :-1] & (positions[:, 1:] <= positions[:, :-1])
+    if not bool(starts.any()):
+        whole = torch.arange(rows, device=ids_BT.device)[:, None].expand(rows, length)
+        block = Block(slice(0, rows), slice(0, length), slice(0, rows))
+        return torch.where(valid, whole, -1), rows, [block]
+    segment = torch.full_like(ids_BT, -1)
+    blocks: list[Block] = []
+    for row in range(rows):
+        inside = valid[row].nonzero()[:, 0].tolist()
+        if not inside:
+            continue
+        cuts = [inside[0], *starts[row].nonzero()[:, 0].tolist(), inside[-1] + 1]
+        for begin, end in zip(cuts, cuts[1:]):
+            slot = len(blocks)
+            segment[row, begin:end] = slot
+            blocks.append(Block(slice(row, row + 1), slice(begin, end), slice(slot, slot + 1)))
+    return torch.where(valid, segment, -1), len(blocks), blocks
+
+
+class Tap:
+    """Catches every site's writes while training runs.
+
+    Args:
+        model: the user's model; it is never wrapped or changed.
+        layout: what to tap.
+        on_write: called as (site, pass, a, b) in the backward pass.
+        on_logits: called as (pass, logits, gradient) when the gradient at the logits is known.
+        on_fault: called with the exception when anything here or in a callback fails.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        *,
+        on_write: Callable,
+        on_logits: Callable,
+        on_pass: Callable,
+        on_fault: Callable,
+    ) -> None:
+        self.model, self.layout = causal_lm(model), layout
+        self.on_write, self.on_logits, self.on_pass, self.on_fault = on_write, on_logits, on_pass, on_fault
+        self.enabled = True
+        self.current: Pass | None = None
+        self._in_backward: Pass | None = None
+        self._handles: list = []
+
+    def attach(self) -> None:
+        add = self._handles.append
+        add(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        add(self.model.register_forward_hook(self._end, with_kwargs=True))
+        for site in self.layout.sites:
+            add(site.module.register_forward_hook(partial(self._after, site), with_kwargs=True))
+            if site.kind == "lora":
+                adapter = next(a for a in site.module.active_adapters if a in site.module.lora_A)
+                add(site.module.lora_A[adapter].register_forward_hook(partial(self._lora_input, site)))
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.current = self._in_backward = None
+
+    def _guard(self, function: Callable, *args: object) -> None:
+        if not self.enabled:
+            return
+        try:
+            with torch.no_grad(), torch.autocast(device_type=self._device_type, enabled=False):
+                function(*args)
+        except Exception as error:  # the instrument must never hurt the patient
+            self.enabled = False
+            self.on_fault(error)
+
+    @property
+    def _device_type(self) -> str:
+        return next(self.model.parameters()).device.type
+
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.current = None
+        if self.enabled and torch.is_grad_enabled():
+            self._guard(self._start_pass, args, kwargs)
+
+    def _start_pass(self, args: tuple, kwargs: dict) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            raise ValueError("the model was called without input_ids")
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape == ids.shape else None
+        segment, n_slots, blocks = segments(ids, mask, kwargs.get("position_ids"))
+        kept = kwargs.get("logits_to_keep", 0)
+        if isinstance(kept, Tensor):
+            raise ValueError("logits_to_keep given as indices is not measured")
+        labels = kwargs.get("labels")
+        shifted = kwargs.get("shift_labels")
+        if labels is None and shifted is not None:
+            labels = torch.full_like(shifted, -100)
+            labels[:, 1:] = shifted[:, :-1]
+        self.current = Pass(ids.detach(), segment, n_slots, blocks, labels, int(kept) or None)
+
+    def _after(self, site: Site, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+        current = self._pass_of_call()
+        if current is None or not self.enabled or not torch.is_grad_enabled():
+            return
+        if not isinstance(output, Tensor) or not output.requires_grad:
+            return
+        a = args[0] if args else next(iter(kwargs.values()))
+        output.register_hook(partial(self._caught, site, current, a.detach()))
+
+    def _lora_input(self, site: Site, module: nn.Module, args: tuple, output: Tensor) -> None:
+        current = self._pass_of_call()
+        if current is not None and self.enabled:
+            current.extras[site.index] = args[0].detach()
+
+    def _pass_of_call(self) -> Pass | None:
+        """The pass a module's call belongs to; inside a backward, a checkpointed segment is run again."""
+        if self.current is None and torch._C._current_graph_task_id() != -1:
+            return self._in_backward
+        return self.current
+
+    def _caught(self, site: Site, current: Pass, a: Tensor, b: Tensor) -> None:
+        self._live(current)
+        self._guard(self.on_write, site, current, a, b.detach())
+
+    def _end(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        current, self.current = self.current, None
+        logits = getattr(output, "logits", output if isinstance(output, Tensor) else None)
+        if current is None or not self.enabled or not isinstance(logits, Tensor) or not logits.requires_grad:
+            return
+        logits.register_hook(partial(self._caught_logits, current, logits.detach()))
+
+    def _caught_logits(self, current: Pass, logits: Tensor, gradient: Tensor) -> None:
+        self._live(current)
+        self._in_backward = current
+        self._guard(self.on_logits, current, logits, gradient.detach())
+
+    def _live(self, current: Pass) -> None:
+        if not current.live and self.enabled:
+            current.live = True
+            self._guard(self.on_pass, current)
