@@ -87,8 +87,9 @@ def write_run(path: Path, world: World = World()) -> Path:  # noqa: B008
 def _manifest(world: World) -> dict[str, Any]:
     roles = {"target": world.target, "anchor": world.anchor}
     return {
-        "subject": {"name": "synthetic", "fingerprint": "0"}, "unit_length": UNIT_LENGTH, "parameters_total": world.dims,
-        "parameters_measured": world.dims, "coverage": 1.0, "unmeasured": [], "level": world.level, "every": world.every,
+        "subject": {"name": "synthetic", "fingerprint": "0"}, "unit_length": UNIT_LENGTH,
+        "parameters_total": world.dims, "parameters_measured": world.dims, "coverage": 1.0, "unmeasured": [],
+        "level": world.level, "every": world.every,
         "optimizer": {"name": "SGD", "lr": 0.01, "weight_decay": 0.0}, "seed": world.seed, "tolerance": 1e-4,
         "probes": {p: {"role": p, "items": 6, "tokens": 60} for p, plan in roles.items() if plan}, "recipe": {},
         "data": {"rows": world.examples}, "command": "synthetic", "precision": "fp32",
@@ -148,8 +149,8 @@ def _write_step(writer: RunWriter, world: World, step: int, batch: np.ndarray, g
     has_shift = measured in ("full", "exact")
     norms2, mean2 = (grads**2).sum(axis=1), float((grads.mean(axis=0) ** 2).sum())
     writer.append_rows("steps", [{
-        "step": step, "examples": b, "targets": 8 * b, "lr": 0.01, "loss_nats": float(losses(world, batch, seen).mean()),
-        "grad_l2": float(np.sqrt(mean2)), "clip_scale": 1.0, "update_l2": length,
+        "step": step, "examples": b, "targets": 8 * b, "lr": 0.01,
+        "loss_nats": float(losses(world, batch, seen).mean()), "grad_l2": float(np.sqrt(mean2)), "clip_scale": 1.0, "update_l2": length,
         "data_shift": float(shift.sum()) if has_shift else None, "carry_shift": 0.0 if has_shift else None,
         "decay_shift": 0.0 if has_shift else None, "closure": abs(shift.sum() / length - 1) if has_shift else None,
         "gradient_match": 1e-7 if has_shift else None, "unsettled": step < 10,
@@ -214,7 +215,8 @@ def _write_tokens(writer: RunWriter, world: World, step: int, batch: np.ndarray,
 _PLANS = {"falls": -2.0, "stays": 0.0, "rises": 2.0}
 
 
-def _write_probes(writer: RunWriter, world: World, step: int, n_steps: int, batch: np.ndarray, seen: np.ndarray) -> None:
+def _write_probes(writer: RunWriter, world: World, step: int, n_steps: int, batch: np.ndarray,
+                  seen: np.ndarray) -> None:  # fmt: skip
     if step % 5 and step != n_steps - 1:
         return
     progress = step / max(n_steps - 1, 1)
@@ -233,4 +235,5 @@ def _write_probes(writer: RunWriter, world: World, step: int, n_steps: int, batc
                                   "probe": [probe] * len(batch), "example": [world.name(i) for i in batch],
                                   "credit_nats": credit})  # fmt: skip
         writer.append("drift", {"step": [step] * 3, "probe": [probe] * 3, "layer": [0, 1, 2],
-                                "relative_l2": [0.0, 0.1, 0.2], "cosine": [1.0, 0.99, 0.98], "cka": [1.0] * 3})  # fmt: skip
+                                "relative_l2": [0.0, 0.1, 0.2], "cosine": [1.0, 0.99, 0.98],
+                                "cka": [1.0] * 3})  # fmt: skip

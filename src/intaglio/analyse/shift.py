@@ -21,7 +21,8 @@ def analyse_run(run: Any, *, texts_for: int = 60, seed: int = 0) -> Findings:
     Args:
         run: an open run: `.manifest`, `.complete`, `.name`, `.table(name)`, `.sql(query)`.
         texts_for: how many examples are given token by token.
-        seed: of the bootstrap and of the permutations; the same seed gives the same findings.
+        seed: of the bootstrap and of the permutations; the same seed gives the same findings
+            (sums over large tables up to rounding, as DuckDB adds in parallel).
     """
     data = load(run)
     manifest = data.manifest

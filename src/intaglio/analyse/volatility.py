@@ -60,7 +60,7 @@ def _window_steps(data: RunData) -> int:
     steps = np.unique(data.visits["step"])
     per_step = len(data.visits["step"]) / max(len(steps), 1)
     stride = np.median(np.diff(steps)) if len(steps) > 1 else 1
-    return int(np.ceil(_WINDOW_VISITS / max(per_step, 1) / 2) * stride)
+    return int(max(0, np.ceil((_WINDOW_VISITS / max(per_step, 1) - 1) / 2)) * stride)
 
 
 def _running_median(step: np.ndarray, values: np.ndarray, half: int) -> np.ndarray:

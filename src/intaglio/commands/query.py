@@ -1,0 +1,87 @@
+"""`intaglio query`: SQL over a run's tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from intaglio.errors import InputError
+from intaglio.store import query as store
+from intaglio.store.run import open_run
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_TABLE_ROWS = 50  # a terminal's worth; csv and json print all
+
+
+def query(run: Path, sql: str, *, format: Literal["table", "csv", "json"] = "table", limit: int | None = None) -> None:
+    """Print the result of a SQL query over a run's tables.
+
+    The tables and their columns are those of the reference, such as `visits`, `steps`, `tokens`.
+    The query is DuckDB's SQL; it can read nothing but the run, and write nothing at all.
+
+    Examples:
+
+        intaglio query runs/mine "select example, sum(shift) from visits group by 1 order by 2 desc limit 10"
+
+        intaglio query runs/mine "select step, loss_nats from steps" --format csv
+
+    Parameters
+    ----------
+    run
+        Folder of the run; one that is still going will do.
+    sql
+        One select statement.
+    format
+        A table for reading, or csv or json (one array of objects) for another program.
+    limit
+        Print at most this many rows; as a table 50 unless told, else all.
+    """
+    if limit is not None and limit < 0:
+        raise InputError("--limit must not be negative", got=limit)
+    found = store.query(open_run(run), sql)
+    most = limit if limit is not None else _TABLE_ROWS if format == "table" else found.num_rows
+    {"table": print_table, "csv": print_csv, "json": print_json}[format](found.slice(0, most))
+    if format == "table" and found.num_rows > most:
+        print(f"{found.num_rows - most} more rows; --limit {found.num_rows} prints all")
+
+
+def print_table(found: pa.Table) -> None:
+    """Aligned columns for a reader; numbers to six significant digits."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    columns = [column.to_pylist() for column in found.columns]
+    for name, values in zip(found.column_names, columns):
+        numeric = any(isinstance(v, int | float) for v in values)
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in zip(*columns):
+        table.add_row(*(Text(_shown(value)) for value in row))
+    console = Console() if sys.stdout.isatty() else Console(width=10_000)
+    console.print(table)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def print_csv(found: pa.Table) -> None:
+    """Comma-separated values with a header; null is empty."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(found.column_names)
+    writer.writerows(zip(*(column.to_pylist() for column in found.columns)))
+
+
+def print_json(found: pa.Table) -> None:
+    """One array of objects; what JSON has no form for (bytes, dates) as text, NaN as null."""
+    rows = [{name: None if value != value else value for name, value in row.items()} for row in found.to_pylist()]
+    json.dump(rows, sys.stdout, ensure_ascii=False, indent=1, default=str)
+    print()

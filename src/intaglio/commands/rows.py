@@ -1,0 +1,111 @@
+"""`intaglio rows`: the rows of the data set that deserve a look, with the reason."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from intaglio.analyse import analyse_run, rank_examples
+from intaglio.analyse.worst import WorstExample
+from intaglio.errors import DataError, InputError, StoreError
+from intaglio.store.run import Run, open_run
+
+
+def rows(run: Path, *, worst: int = 50, out: Path, drop: Path | None = None) -> None:
+    """Write the worst rows of a run's data set, each with reason, evidence and its rank by loss alone.
+
+    Rows are ranked by the mean of their places in six orders, as far as the run has them: share
+    of visits against the step, alignment, gradient length beyond what the text's length explains,
+    cost to the anchor, loss that did not fall, tokens in confident conflict. A high rank is a
+    reason to read the row, not proof that it is wrong: rare but right looks like noise.
+
+    Examples:
+
+        intaglio rows runs/mine --worst 50 --out review.jsonl
+
+        intaglio rows runs/mine --worst 50 --out review.jsonl --drop rest.jsonl
+
+    Parameters
+    ----------
+    run
+        Folder of the run; one that is still going will do.
+    worst
+        How many rows to write.
+    out
+        JSON lines to write: the original rows, worst first, each with an added object `intaglio`
+        (row, rank, reason, evidence, rank_by_loss, verdict).
+    drop
+        Also write the data set without those rows, unchanged and in order, to this file.
+    """
+    if worst < 1:
+        raise InputError("--worst must be at least 1", got=worst)
+    opened = open_run(run)
+    for path in (out, drop):
+        _check_target(path, opened)
+    if drop is not None and drop.absolute() == out.absolute():
+        raise InputError("--out and --drop are the same file", got=str(out), expected="two files")
+    originals = original_rows(opened)
+    if drop is not None and originals is None:
+        raise StoreError(f"{opened.folder} keeps no rows.jsonl, so the rest of the data cannot be written",
+                         expected="a run of intaglio train or scan")  # fmt: skip
+    chosen = worst_rows(rank_examples(analyse_run(opened, texts_for=0)), worst)
+    write_lines(out, (_described(row, found, originals) for row, found in chosen))
+    print(f"{len(chosen)} rows, worst first: {out}")
+    if drop is not None and originals is not None:
+        dropped = {row for row, _ in chosen}
+        write_lines(drop, (line for row, line in enumerate(originals) if row not in dropped))
+        print(f"{len(originals) - len(dropped)} rows without them: {drop}")
+
+
+def original_rows(run: Run) -> list[dict[str, Any]] | None:
+    """The data set's rows as they were read, in order; None where the run does not keep them."""
+    path = run.folder / "rows.jsonl"
+    if not path.exists():
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold U+2028
+        return [json.loads(line) for line in lines if line.strip()]
+    except ValueError as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+
+
+def worst_rows(ranked: Iterable[WorstExample], worst: int) -> list[tuple[int, WorstExample]]:
+    """The first `worst` row numbers, worst first; identical rows stand together."""
+    return [(row, found) for found in ranked for row in found.example.rows][:worst]
+
+
+def _described(row: int, found: WorstExample, originals: list[dict[str, Any]] | None) -> dict[str, Any]:
+    kept = originals is not None and row < len(originals)
+    line = dict(originals[row]) if kept else {"preview": found.example.preview}
+    line["intaglio"] = {
+        "row": row, "rank": found.rank, "rank_by_loss": found.rank_by_loss, "reason": "; ".join(found.reasons),
+        "evidence": found.evidence, "score": found.score, "verdict": found.example.verdict,
+        "example": found.example.example,
+    }  # fmt: skip
+    return line
+
+
+def _check_target(path: Path | None, run: Run) -> None:
+    """Refuse, before any work, a file that cannot be written or that would lie inside the run."""
+    if path is None:
+        return
+    parent = path.absolute().parent
+    if run.folder.resolve() in (parent.resolve(), *parent.resolve().parents):
+        raise InputError("a run is never written into", got=str(path), expected="a file outside the run's folder")
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError("cannot write the file", got=str(path), expected="a file in an existing, writable folder")
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines aside and rename, so that the file is whole or absent."""
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from None

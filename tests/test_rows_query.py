@@ -1,0 +1,154 @@
+"""`intaglio rows` and `intaglio query`: original rows with reasons; SQL that can only read the run."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from intaglio.cli import main
+from intaglio.store.run import open_run
+from synthetic import World, write_run
+
+WORLD = World(noisy=(3, 7), killed=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    write_run(folder, WORLD)
+    rows = [{"text": f"line {i}\u2028«ж»", "group": "x", "extra": {"n": i}} for i in range(WORLD.examples)]
+    (open_run(folder).folder / "rows.jsonl").write_text(
+        "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")  # fmt: skip
+    return folder
+
+
+def intaglio(*words) -> None:
+    """Run the command line, which must succeed."""
+    try:
+        main([str(w) for w in words])
+    except SystemExit as stopped:
+        assert not stopped.code
+
+
+def fails(capsys, *words) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(w) for w in words])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("intaglio: ")
+    return said
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def test_rows_are_the_originals_with_reason_evidence_and_both_ranks(run, tmp_path, capsys):
+    intaglio("rows", run, "--worst", 5, "--out", tmp_path / "w.jsonl", "--drop", tmp_path / "rest.jsonl")
+    worst, rest = lines(tmp_path / "w.jsonl"), lines(tmp_path / "rest.jsonl")
+    assert len(worst) == 5 and len(rest) == WORLD.examples - 5
+    assert {w["intaglio"]["row"] for w in worst[:2]} == {3, 7}
+    for line in worst:
+        added = line.pop("intaglio")
+        assert line == {"text": f"line {added['row']}\u2028«ж»", "group": "x", "extra": {"n": added["row"]}}
+        assert added["reason"] and added["rank_by_loss"] and added["evidence"]
+    numbers = [r["extra"]["n"] for r in rest]
+    assert numbers == sorted(numbers) and not {3, 7} & set(numbers)
+    assert "5 rows" in capsys.readouterr().out
+
+
+def test_reasons_say_what_was_measured(run, tmp_path):
+    intaglio("rows", run, "--worst", 2, "--out", tmp_path / "w.jsonl")
+    for line in lines(tmp_path / "w.jsonl"):
+        assert "100% of its tokens contradict" in line["intaglio"]["reason"]
+        assert "fell by only 0%" in line["intaglio"]["reason"]
+
+
+def test_without_the_originals_previews_serve_but_the_rest_cannot_be_written(tmp_path, capsys):
+    bare = write_run(tmp_path / "bare")
+    intaglio("rows", bare, "--worst", 1, "--out", tmp_path / "w.jsonl")
+    assert lines(tmp_path / "w.jsonl")[0]["preview"].startswith("text ")
+    fails(capsys, "rows", bare, "--out", tmp_path / "v.jsonl", "--drop", tmp_path / "d.jsonl")
+    assert not (tmp_path / "v.jsonl").exists()
+
+
+def test_more_rows_than_there_are_is_all_of_them(run, tmp_path):
+    intaglio("rows", run, "--worst", 999, "--out", tmp_path / "w.jsonl", "--drop", tmp_path / "d.jsonl")
+    assert len(lines(tmp_path / "w.jsonl")) == WORLD.examples and lines(tmp_path / "d.jsonl") == []
+
+
+def test_rows_refuses_in_one_line(run, tmp_path, capsys):
+    out = tmp_path / "w.jsonl"
+    assert "at least 1" in fails(capsys, "rows", run, "--worst", 0, "--out", out)
+    assert "no such run" in fails(capsys, "rows", tmp_path / "none", "--out", out)
+    assert "never written into" in fails(capsys, "rows", run, "--out", open_run(run).folder / "w.jsonl")
+    assert "same file" in fails(capsys, "rows", run, "--out", out, "--drop", out)
+    assert "existing, writable" in fails(capsys, "rows", run, "--out", tmp_path / "no" / "w.jsonl")
+    assert not out.exists()
+
+
+SQL = "select step, example, shift from visits order by step, slot limit 2"
+
+
+def test_query_prints_a_table_csv_and_json(run, capsys):
+    truth = open_run(run).sql(SQL).fetchall()
+    intaglio("query", run, SQL)
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["step", "example", "shift"] and truth[0][1] in table[1]
+    intaglio("query", run, SQL, "--format", "csv")
+    assert capsys.readouterr().out.splitlines()[1] == ",".join(str(v) for v in truth[0])
+    intaglio("query", run, SQL, "--format", "json")
+    assert [tuple(r.values()) for r in json.loads(capsys.readouterr().out)] == truth
+
+
+def test_query_limits_and_says_how_much_is_left(run, capsys):
+    intaglio("query", run, "select * from visits")
+    assert "94 more rows" in capsys.readouterr().out
+    intaglio("query", run, "select * from visits", "--format", "csv", "--limit", 3)
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_query_json_survives_bytes_and_nan(run, capsys):
+    intaglio("query", run, "select bytes, 'nan'::double as x from vocab limit 1", "--format", "json")
+    assert json.loads(capsys.readouterr().out)[0]["x"] is None
+
+
+@pytest.mark.parametrize("sql", ["selec", "select nope from visits", "select * from nowhere", ""])
+def test_bad_sql_is_one_line(run, capsys, sql):
+    fails(capsys, "query", run, sql)
+
+
+def test_sql_can_neither_write_nor_read_elsewhere(run, tmp_path, capsys):
+    folder = open_run(run).folder
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    visits = next(folder.glob("visits/*.parquet"))
+    secret = tmp_path / "secret.csv"
+    secret.write_text("a\n1\n")
+    for sql in (
+        f"copy (select 1) to '{visits}' (format parquet, use_tmp_file false)",
+        f"copy (select 1) to '{tmp_path / 'out.csv'}'",
+        f"export database '{tmp_path / 'out'}'",
+        f"attach '{tmp_path / 'out.db'}'",
+        f"explain analyze copy (select 1) to '{tmp_path / 'out.csv'}'",
+        f"select * from read_csv('{secret}')",
+        f"select * from read_text('{secret}')",
+        f"select * from '{secret}'",
+        f"select * from '{visits}'",
+        f"select * from glob('{tmp_path}/*')",
+        "set enable_external_access = true",
+        "reset enable_external_access",
+        "install httpfs",
+    ):
+        fails(capsys, "query", run, sql)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["secret.csv"]
+
+
+@pytest.mark.parametrize("command", ["rows", "query"])
+def test_help_shows_an_example_and_loads_no_torch(command):
+    code = f"import sys; from intaglio.cli import app; app(['{command}', '--help'], result_action='return_value'); " \
+           "assert not {'torch', 'transformers', 'scipy'} & set(sys.modules), sys.modules.keys()"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-400:]
+    assert f"intaglio {command} runs/mine" in done.stdout and "[required]" in done.stdout
