@@ -1,0 +1,103 @@
+"""States of a training run on disk: safetensors and json, written aside and renamed. Never pickle.  [torch]"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from intaglio.errors import StoreError
+
+KEEP_MOMENTS = 2  # optimizer moments are kept for the last two states only
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def save(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, tokenizer: object) -> Path:
+    """Write one state; it appears whole or not at all. Older states lose their moments.
+
+    Raises:
+        StoreError: the disk is full or the folder cannot be written.
+    """
+    folder = checkpoint_folder(run, step)
+    aside = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        tensors, numbers = _moments(model, optimizer)
+        tensors["random_state"] = torch.get_rng_state()
+        save_file(tensors, aside / "optimizer.safetensors")
+        (aside / "state.json").write_text(json.dumps({"step": step, "numbers": numbers}), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
+    except (OSError, RuntimeError) as error:  # safetensors reports a full disk as its own error
+        shutil.rmtree(aside, ignore_errors=True)
+        raise StoreError(f"cannot write the state of step {step} to {folder.parent}: {error}") from None
+    for old in states(run)[:-KEEP_MOMENTS]:
+        (old / "optimizer.safetensors").unlink(missing_ok=True)
+    return folder
+
+
+def states(run: Path) -> list[Path]:
+    """Every state of a run, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def resumable(run: Path) -> Path | None:
+    """The newest state that training can go on from."""
+    whole = [s for s in states(run) if (s / "optimizer.safetensors").exists() and (s / "state.json").exists()]
+    return whole[-1] if whole else None
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put a state into a model and an optimizer; returns the steps it has taken."""
+    load_weights(folder, model)
+    tensors = load_file(folder / "optimizer.safetensors")
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    torch.set_rng_state(tensors.pop("random_state"))
+    names = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    for name, p in names.items():
+        entries = {k.split("/", 1)[0]: v for k, v in tensors.items() if k.split("/", 1)[1] == name}
+        entries |= {k.split("/", 1)[0]: torch.tensor(v) for k, v in state["numbers"].items() if k.split("/", 1)[1] == name}
+        if entries:
+            optimizer.state[p] = {k: v.to(p.device) if k != "step" else v for k, v in entries.items()}
+    return int(state["step"])
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Put a state's weights (or LoRA's adapters) into a model of the same shape."""
+    adapter = folder / "adapter_model.safetensors"
+    if adapter.exists():
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_file(adapter))
+        return
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        tensors |= load_file(file)
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    tied = set(getattr(model, "_tied_weights_keys", None) or {})
+    if unexpected or set(missing) - tied:
+        raise StoreError(f"{folder} does not fit the model", got=", ".join([*missing, *unexpected][:3]))
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    tensors, numbers = {}, {}
+    for name, p in model.named_parameters():
+        for key, value in optimizer.state.get(p, {}).items():
+            if not isinstance(value, torch.Tensor):
+                continue
+            if value.ndim:
+                tensors[f"{key}/{name}"] = value.detach().cpu().contiguous()
+            else:
+                numbers[f"{key}/{name}"] = float(value)
+    return tensors, numbers
