@@ -1,0 +1,148 @@
+"""The answer in three sentences: which data moved the model most, where, and did it understand."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from markupsafe import Markup
+
+from intaglio.findings import VERDICTS, GroupFinding
+from intaglio.report.view import View
+
+
+def answer(view: View) -> dict[str, Any]:
+    """The three sentences, the bars under them and the figures beside them."""
+    return {
+        "sentences": [("which", which(view)), ("where", where(view)), ("why", understood(view))],
+        "bars": group_bars(view),
+        "facts": _facts(view),
+        "going": not view.findings.complete,
+    }
+
+
+def which(view: View) -> Markup:
+    """Which data moved the model most, and by how much."""
+    total = view.whole.shift_abs_u.value if view.whole else None
+    if total is None:
+        return view.t("answer.which.nothing")
+    ranked = ranked_groups(view)
+    if len(ranked) < 2:
+        return _which_example(view, total)
+    first, last = ranked[0], ranked[-1]
+    most, least = first.shift_abs_u_per_1000_tokens, last.shift_abs_u_per_1000_tokens.value
+    return view.t(
+        "answer.which.groups" if least else "answer.which.groups_without_ratio",
+        total=view.strong(view.u(total)), examples=view.t.count("examples_of", view.whole.examples if view.whole else 0),
+        first=view.strong(first.group), last=view.strong(last.group), most=view.strong(view.u(most.value)),
+        least=view.u(least), ratio=view.t.amount("times", (most.value or 0) / least) if least else "", span=_span(view, most),
+    )  # fmt: skip
+
+
+def _span(view: View, interval: Any) -> Markup:
+    ends = view.span(interval)
+    return view.t("word.interval", ends=ends) if ends else Markup("")
+
+
+def ranked_groups(view: View) -> list[GroupFinding]:
+    """Named groups by movement per thousand target tokens, most first; unmeasured ones left out."""
+    measured = [g for g in view.groups if g.shift_abs_u_per_1000_tokens.value is not None]
+    return sorted(measured, key=lambda g: -(g.shift_abs_u_per_1000_tokens.value or 0))
+
+
+def _which_example(view: View, total: float) -> Markup:
+    moved = sorted((e.shift_abs_u for e in view.findings.examples if e.shift_abs_u is not None), reverse=True)
+    if not moved:
+        return view.t("answer.which.nothing")
+    tenth = moved[: max(1, len(moved) // 10)]
+    return view.t(
+        "answer.which.examples", total=view.strong(view.u(total)), examples=view.t.count("examples_of", len(moved)),
+        share=view.strong(view.n.percent(sum(tenth) / sum(moved) if sum(moved) else None)),
+        most=view.strong(view.u(moved[0])), middle=view.u(median(moved)),
+    )  # fmt: skip
+
+
+def where(view: View) -> Markup:
+    """In which parts of the model that movement lies."""
+    parts = _totals(view)
+    total, layers = sum(parts.values()), _layers(parts)
+    if not total or not layers:
+        return view.t("answer.where.nothing")
+    width = max(1, -(-len(layers) // 3))
+    start = max(range(len(layers) - width + 1), key=lambda i: sum(layers[i : i + width]))
+    inside = sum(layers)
+    kinds = {kind: sum(v for a, v in parts.items() if a.endswith(f".{kind}")) for kind in ("mlp", "attn")}
+    biggest = max(parts, key=lambda a: parts[a])
+    return view.t(
+        "answer.where.parts", mlp=view.strong(view.n.percent(kinds["mlp"] / total)), attn=view.strong(view.n.percent(kinds["attn"] / total)),
+        start=start, end=start + width - 1, layers=view.t.count("layers_of", len(layers)), even=view.n.percent(width / len(layers)),
+        share=view.strong(view.n.percent(sum(layers[start : start + width]) / inside if inside else None)),
+        part=biggest, part_share=view.n.percent(parts[biggest] / total),
+    )  # fmt: skip
+
+
+def _totals(view: View) -> dict[str, float]:
+    """Movement by part over all groups; the whole data set's own entry, if present, is taken alone."""
+    by_group = view.findings.visit_part_totals
+    chosen = [by_group[""]] if "" in by_group else list(by_group.values())
+    totals: dict[str, float] = {}
+    for parts in chosen:
+        for address, value in parts.items():
+            totals[address] = totals.get(address, 0.0) + value
+    return totals
+
+
+def _layers(parts: dict[str, float]) -> list[float]:
+    numbers = {int(a[1:].split(".")[0]) for a in parts if a.startswith("L")}
+    return [sum(v for a, v in parts.items() if a.startswith(f"L{i}.")) for i in range(max(numbers, default=-1) + 1)]
+
+
+def understood(view: View) -> Markup:
+    """Did it understand or imitate: counts of verdicts, or why that cannot be said."""
+    counts = verdict_counts(view)
+    if not any(p.role == "target" for p in view.findings.probes):
+        return view.t("answer.why.no_target", learnt=_learnt(view), known=view.t.count("examples", counts["known"]))
+    gap = view.findings.imitation_gap
+    said = {name.replace(" ", "_"): view.strong(view.n.whole(counts[name])) for name in VERDICTS}
+    judged = sum(counts[name] for name in VERDICTS if name != "no evidence")
+    text = view.t("answer.why.counts", judged=view.t.count("examples_with", judged), **said)
+    if gap is None:
+        return text + " " + view.t("answer.why.gap_unknown")
+    key = "answer.why.gap_wide" if gap > 0.1 else "answer.why.gap_narrow"
+    return text + " " + view.t(key, gap=view.strong(view.n.percent(gap)))
+
+
+def _learnt(view: View) -> str:
+    learnt = view.whole.learnt_nats.value if view.whole else None
+    return view.n.missing if learnt is None else f"{view.n(learnt)} {view.t('unit.nats')}"
+
+
+def verdict_counts(view: View) -> dict[str, int]:
+    return {name: sum(e.verdict == name for e in view.findings.examples) for name in VERDICTS}
+
+
+def group_bars(view: View) -> list[dict[str, Any]]:
+    """Movement per 1000 target tokens, a bar per group, longest first."""
+    ranked = ranked_groups(view)
+    top = max((g.shift_abs_u_per_1000_tokens.value or 0 for g in ranked), default=0)
+    if len(ranked) < 2 or not top:
+        return []
+    return [
+        {"group": g.group, "colour": view.group_colour(g.group), "width": round(100 * (g.shift_abs_u_per_1000_tokens.value or 0) / top, 1),
+         "value": view.u(g.shift_abs_u_per_1000_tokens.value), "span": view.span(g.shift_abs_u_per_1000_tokens),
+         "verdict": view.t("verdict_name." + g.verdict), "code": g.verdict.replace(" ", "-")}
+        for g in ranked
+    ]  # fmt: skip
+
+
+def _facts(view: View) -> list[dict[str, Any]]:
+    """The strip of figures: name, number, what it means."""
+    f, whole = view.findings, view.whole
+    loss = f"{view.n(whole.first_loss_nats)} → {view.n(whole.last_loss_nats)}" if whole else view.n.missing
+    anchor = next((p for p in f.probes if p.role == "anchor"), None)
+    books = {True: "yes", False: "no", None: "unknown"}[f.books_close]
+    numbers = {
+        "loss": loss, "books": view.t(f"fact.books.{books}"), "data_share": view.n.percent(f.data_share),
+        "noise": view.n(f.noise_scale.value), "kl": view.n(anchor.kl_last_nats if anchor else None),
+    }  # fmt: skip
+    return [{"name": view.t(f"fact.{key}.name"), "number": number, "means": view.t(f"fact.{key}.means")} for key, number in numbers.items()]

@@ -1,0 +1,79 @@
+"""The books: do all accounts add up to the step that was taken, and how much of it is the data's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import Markup
+
+from intaglio.report.charts import steps as charts
+from intaglio.report.view import View
+
+
+def books(view: View) -> dict[str, Any]:
+    """The ledger's lines, the verdict on it, and the checks beside it."""
+    return {
+        "lines": lines(view),
+        "verdict": verdict(view),
+        "closes": view.findings.books_close,
+        "checks": checks(view),
+        "chart": charts.books_by_step(view),
+        "missing": view.findings.unmeasured_names[:12],
+        "missing_more": max(0, len(view.findings.unmeasured_names) - 12),
+    }
+
+
+def lines(view: View) -> list[dict[str, Any]]:
+    """One line per account that occurs, in u summed over the measured steps, then the sum and the step."""
+    update = view.series_u("update_l2")
+    sums = {}
+    for account in charts.ACCOUNTS:
+        values = view.series_u(f"{account}_shift")
+        measured = [(v, u) for v, u in zip(values, update) if v is not None and u is not None]
+        if measured:
+            sums[account] = sum(v for v, _ in measured)
+    taken = _taken(view, update)
+    if not sums or not taken:
+        return []
+    kept = [a for a in sums if sums[a] or a in ("data", "carry", "decay", "unmeasured", "rounding")]
+    rows = [_line(view, account, sums[account], taken) for account in kept]
+    total = sum(sums.values())
+    return [*rows, _line(view, "sum", total, taken), _line(view, "step", taken, taken), _line(view, "difference", total - taken, taken)]
+
+
+def _taken(view: View, update: list[float | None]) -> float:
+    """Length of all measured steps."""
+    data = view.series("data_shift")
+    return sum(u for u, d in zip(update, data) if u is not None and d is not None)
+
+
+def _line(view: View, account: str, value: float, taken: float) -> dict[str, Any]:
+    kind = account if account in ("sum", "step", "difference") else "account"
+    share = value / taken
+    return {
+        "name": view.t(f"account.{account}"), "what": view.t(f"account.{account}_means"), "kind": kind,
+        "u": view.n(value), "share": view.n.percent(share), "width": round(min(abs(share), 1) * 100, 2), "negative": value < 0,
+    }  # fmt: skip
+
+
+def verdict(view: View) -> Markup:
+    f = view.findings
+    if f.books_close is None:
+        return view.t("books.unknown")
+    key = "books.close" if f.books_close else "books.open"
+    return view.t(key, worst=view.strong(view.n(f.closure_max)), tolerance=view.n(f.tolerance), steps=view.t.count("steps_of", f.steps_measured))
+
+
+def checks(view: View) -> list[dict[str, Any]]:
+    """Closure, gradient match, coverage and the shares, each with what it means."""
+    f = view.findings
+    numbers = {
+        "closure": f"{view.n(f.closure_median)} / {view.n(f.closure_max)}",
+        "gradient_match": view.n(f.gradient_match_max),
+        "coverage": view.n.percent(f.coverage),
+        "measured": f"{view.n.whole(f.steps_measured)} / {view.n.whole(f.steps_total)}",
+        "data_share": view.n.percent(f.data_share),
+        "carry_share": view.n.percent(f.carry_share),
+        "decay_share": view.n.percent(f.decay_share),
+    }
+    return [{"name": view.t(f"check.{key}.name"), "number": number, "means": view.t(f"check.{key}.means")} for key, number in numbers.items()]

@@ -1,0 +1,33 @@
+"""Where in the model: layers and heads against steps, groups against layers, parts beyond the rule of thumb."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from intaglio.report.charts import parts as charts
+from intaglio.report.charts.base import HEAT_LEVELS
+from intaglio.report.view import View
+
+
+def places(view: View) -> dict[str, Any]:
+    by_layer = charts.groups_by_layers(view) if view.groups else None
+    return {
+        "layers": _with_scale(view, charts.layers_by_steps(view)),
+        "heads": _with_scale(view, charts.heads(view)),
+        "groups": _with_scale(view, by_layer, percent=True),
+        "relative": _relative(view),
+    }
+
+
+def _with_scale(view: View, drawn: Any, *, percent: bool = False) -> dict[str, Any] | None:
+    if drawn is None:
+        return None
+    chart, top = drawn
+    return {"chart": chart, "levels": range(HEAT_LEVELS), "zero": "0", "top": view.n.percent(top) if percent else view.u(top)}
+
+
+def _relative(view: View) -> list[dict[str, Any]]:
+    """The parts that moved most against their own length."""
+    ranked = sorted(view.findings.relative_update.items(), key=lambda item: -item[1])[:8]
+    top = ranked[0][1] if ranked else 0
+    return [{"part": a, "share": view.n.percent(v), "width": round(100 * v / top, 1)} for a, v in ranked if top]

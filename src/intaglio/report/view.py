@@ -1,0 +1,76 @@
+"""One findings value seen in one language: what every section and chart starts from."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from markupsafe import Markup
+
+from intaglio.findings import ExampleFinding, Findings, GroupFinding, Interval
+from intaglio.report.charts.base import GROUP_COLOURS
+from intaglio.report.texts import Texts
+
+
+class View:
+    """Findings with the words and numbers of a language.
+
+    Args:
+        findings: what the analysis found.
+        lang: "en" or "ru".
+    """
+
+    def __init__(self, findings: Findings, lang: str) -> None:
+        self.findings, self.lang = findings, lang
+        self.t = Texts(lang)
+        self.n = self.t.numbers
+
+    @cached_property
+    def groups(self) -> list[GroupFinding]:
+        """The named groups, in the order of the findings; empty where the data has none."""
+        return [g for g in self.findings.groups if g.group]
+
+    @cached_property
+    def whole(self) -> GroupFinding | None:
+        return next((g for g in self.findings.groups if not g.group), None)
+
+    @cached_property
+    def by_id(self) -> dict[str, ExampleFinding]:
+        return {e.example: e for e in self.findings.examples}
+
+    def group_colour(self, group: str | None) -> int:
+        """Index of the group's colour and mark; groups beyond the palette share the last."""
+        names = [g.group for g in self.groups]
+        return min(names.index(group), GROUP_COLOURS - 1) if group in names else GROUP_COLOURS - 1
+
+    def u(self, value: float | None) -> str:
+        """A length with its unit: 18,400 u."""
+        return self.n.missing if value is None else f"{self.n(value)}\u00a0u"
+
+    def span(self, interval: Interval, *, percent: bool = False) -> str:
+        """The ends of a 95 % interval, or nothing where there is none."""
+        if interval.low is None or interval.high is None:
+            return ""
+        show = self.n.percent if percent else self.n
+        return f"{show(interval.low)}…{show(interval.high)}"
+
+    def strong(self, text: str) -> Markup:
+        """A number that the eye should find first."""
+        return Markup('<b class="num">{}</b>').format(text)
+
+    def series(self, name: str) -> list[float | None]:
+        return list(self.findings.series.get(name, []))
+
+    def series_u(self, name: str) -> list[float | None]:
+        """A series of parameter lengths, in u; empty where the unit is unknown."""
+        unit = self.findings.unit_length
+        return [None if v is None else v / unit for v in self.series(name)] if unit else []
+
+    def step(self, place: int) -> int:
+        """The step at a place of the series."""
+        steps = self.series("step")
+        return int(steps[place] or 0) if place < len(steps) else place
+
+    @cached_property
+    def unsettled_steps(self) -> int:
+        flags = self.series("unsettled")
+        return sum(bool(f) for f in flags) if flags else min(10, self.findings.steps_total)
