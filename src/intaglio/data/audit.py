@@ -64,7 +64,7 @@ class Audit:
             if groups:
                 repeats = sum(map(len, groups)) - len(groups)
                 shown = "; ".join(" = ".join(map(str, g[:_SHOWN])) for g in groups[:_SHOWN])
-                lines.append(f"{_count(repeats)} repeat others as {words}: {shown}{_more(len(groups))}")
+                lines.append(f"{words}, {_count(repeats)} too many: {shown}{_more(len(groups))}")
         return lines if len(lines) > 1 else [*lines, "nothing wrong was found"]
 
 
