@@ -231,6 +231,17 @@ class Ledger:
         self._guard(function)
         self._spent += time.perf_counter() - start
 
+    def prime_probes(self) -> None:
+        """Keep what the probes show now as their start (before an earlier state is loaded)."""
+        for probe in self.probes:
+            with undisturbed(self.model):
+                measure_probe(self.model, probe)
+
+    def restore(self, step: int, *, path_l2: float, examples: list[str], tokens: list[int]) -> None:
+        """Go on after `step` steps of a run whose earlier rows are kept."""
+        self.step, self.path_l2 = step, path_l2
+        self._seen_examples, self._seen_tokens = set(examples), set(tokens)
+
     # -- one step
 
     def _plan_step(self) -> None:

@@ -1,0 +1,168 @@
+"""What `train`, `scan` and `steps` share: data and probes read, checked and shown before any work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intaglio.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from intaglio.data.encode import Encoded
+    from intaglio.data.read import Row
+    from intaglio.measure.probes import Probe
+
+DEFAULT_MAX_TOKENS = 1024
+PROBE_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set as the model will see it.
+
+    Attributes:
+        originals: the rows as they were read, for writing them back.
+        data: encoded rows that have something to train on.
+        lines: what was found, one readable line each.
+    """
+
+    name: str
+    originals: list[dict[str, Any]]
+    data: list[Encoded]
+    lines: list[str]
+    fingerprint: str
+
+
+def token_limit(model_limit: int | None, max_tokens: int | None) -> int:
+    """The longest text that is allowed: what the user says, within what the model was made for."""
+    wanted = max_tokens or DEFAULT_MAX_TOKENS
+    if max_tokens is not None and max_tokens < 2:
+        raise InputError("--max-tokens is too small", got=max_tokens, expected="2 or more")
+    if model_limit and max_tokens and max_tokens > model_limit:
+        raise InputError("--max-tokens is beyond the model's context", got=max_tokens, expected=f"up to {model_limit}")
+    return min(wanted, model_limit or wanted)
+
+
+def prepare_data(
+    rows: Iterable[Row], tokenizer: Any, *, name: str, max_tokens: int, truncate: bool, originals: list[dict[str, Any]]
+) -> Prepared:
+    """Encode, audit and fingerprint a data set.
+
+    Raises:
+        DataError: a row is too long, or no row has anything to train on.
+    """
+    import hashlib
+
+    from intaglio.data.audit import audit
+    from intaglio.data.encode import encode_rows
+
+    encoded = encode_rows(rows, tokenizer, max_tokens=max_tokens, truncate=truncate)
+    data = [item for item in encoded if item.targets]
+    lines = audit(encoded, tokenizer).lines()
+    if not data:
+        raise DataError(f"no row of {name} has anything to train on", expected="answers or texts of two tokens or more")
+    if len(data) < len(encoded):
+        lines.append(f"{len(encoded) - len(data)} rows without anything to train on are left out")
+    digest = hashlib.blake2b("".join(item.example for item in encoded).encode(), digest_size=16).hexdigest()
+    return Prepared(name, originals, data, lines, digest)
+
+
+def read_data(source: str, tokenizer: Any, *, max_tokens: int, truncate: bool) -> Prepared:
+    """Read and prepare a data set from a file or a Hub id."""
+    from intaglio.data.read import read_rows
+
+    rows = read_rows(source)
+    return prepare_data(
+        rows, tokenizer, name=source, max_tokens=max_tokens, truncate=truncate, originals=[r.original for r in rows]
+    )
+
+
+def show_data(prepared: Prepared, tokenizer: Any, console: Any) -> None:
+    """One row as the model will see it, and what is wrong with the data."""
+    from intaglio.data.audit import show_row
+
+    console.print()
+    console.print(show_row(prepared.data[0], tokenizer))
+    console.print()
+    for line in prepared.lines:
+        console.print(f"  {line}", highlight=False, markup=False)
+    console.print()
+
+
+def parse_probes(specs: Sequence[str]) -> dict[str, str]:
+    """`name=path` pairs.
+
+    Raises:
+        InputError: a spec without `=`, or a name used twice.
+    """
+    found: dict[str, str] = {}
+    for spec in specs:
+        name, equals, path = spec.partition("=")
+        if not (equals and name and path) or not name.replace("-", "").replace(".", "").replace("_", "").isalnum():
+            raise InputError("not a probe", got=spec, expected="NAME=FILE, such as anchor=general.txt")
+        if name in found:
+            raise InputError("two probes of one name", got=name)
+        found[name] = path
+    return found
+
+
+def make_probe(name: str, items: Sequence[Encoded], pad_id: int) -> Probe:
+    """A probe from encoded texts."""
+    from intaglio.data.encode import collate
+    from intaglio.measure.probes import Probe
+
+    items = [item for item in items if item.targets]
+    if not items:
+        raise DataError(f"probe {name!r} is empty", expected="at least one text with a target token")
+    batches = [collate(items[i : i + PROBE_BATCH], pad_id) for i in range(0, len(items), PROBE_BATCH)]
+    return Probe(
+        name, batches, [i.fact for i in items], [i.group for i in items], [i.preview for i in items]
+    )
+
+
+def read_probes(specs: Mapping[str, str], tokenizer: Any, *, max_tokens: int, truncate: bool) -> dict[str, Probe]:
+    """Every probe of the command line, read and encoded."""
+    from intaglio.data.encode import encode_rows
+    from intaglio.data.read import read_rows
+
+    found = {}
+    for name, path in specs.items():
+        encoded = encode_rows(read_rows(path), tokenizer, max_tokens=max_tokens, truncate=truncate)
+        found[name] = make_probe(name, encoded, pad_id(tokenizer))
+    return found
+
+
+def pad_id(tokenizer: Any) -> int:
+    """A token to pad with; it is masked everywhere, so any will do."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0
+
+
+def sources_of(data: Sequence[Encoded]) -> dict[str, Any]:
+    """Example id to where it comes from; identical rows share an id."""
+    from intaglio.measure.ledger import Source
+
+    grouped: dict[str, list[Encoded]] = {}
+    for item in data:
+        grouped.setdefault(item.example, []).append(item)
+    return {
+        example: Source(tuple(i.row for i in items), items[0].group, items[0].fact, items[0].preview)
+        for example, items in grouped.items()
+    }
+
+
+def write_originals(folder: Path, originals: Iterable[dict[str, Any]]) -> None:
+    """The data set's own rows beside the run's tables, for `intaglio rows`."""
+    from intaglio.errors import StoreError
+
+    try:
+        with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+            for original in originals:
+                file.write(json.dumps(original, ensure_ascii=False, default=str) + "\n")
+    except OSError as error:
+        raise StoreError(f"cannot write {folder / 'rows.jsonl'}: {error.strerror or error}") from None
