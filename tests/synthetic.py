@@ -150,7 +150,8 @@ def _write_step(writer: RunWriter, world: World, step: int, batch: np.ndarray, g
     norms2, mean2 = (grads**2).sum(axis=1), float((grads.mean(axis=0) ** 2).sum())
     writer.append_rows("steps", [{
         "step": step, "examples": b, "targets": 8 * b, "lr": 0.01,
-        "loss_nats": float(losses(world, batch, seen).mean()), "grad_l2": float(np.sqrt(mean2)), "clip_scale": 1.0, "update_l2": length,
+        "loss_nats": float(losses(world, batch, seen).mean()), "grad_l2": float(np.sqrt(mean2)),
+        "clip_scale": 1.0, "update_l2": length,
         "data_shift": float(shift.sum()) if has_shift else None, "carry_shift": 0.0 if has_shift else None,
         "decay_shift": 0.0 if has_shift else None, "closure": abs(shift.sum() / length - 1) if has_shift else None,
         "gradient_match": 1e-7 if has_shift else None, "unsettled": step < 10,

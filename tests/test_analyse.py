@@ -8,11 +8,12 @@ import pytest
 
 from intaglio.analyse import analyse_run, compare, rank_examples
 from intaglio.analyse.data import load
-from intaglio.analyse.texts import whole_letters
+from intaglio.analyse.journey import path
+from intaglio.analyse.texts import token_texts, whole_letters
 from intaglio.analyse.verdict import Losses, Witnesses, judge
 from intaglio.findings import VERDICTS, WHY_KEYS, Findings
 from intaglio.store.run import RunWriter, open_run
-from synthetic import UNIT_LENGTH, World, write_run
+from tests.synthetic import UNIT_LENGTH, World, write_run
 
 PLANTED = World(noisy=(3, 7), twins=((1, 2),), spike_step=20)
 
@@ -53,6 +54,13 @@ def test_sums_add_up_from_visits_to_examples_to_groups_to_the_whole(planted):
     assert sum(whole.verdicts.values()) == whole.examples == len(planted.examples)
     for part, total in planted.visit_part_totals[""].items():
         assert sum(planted.visit_part_totals[g.group][part] for g in groups) == pytest.approx(total)
+
+
+def test_relative_shift_is_one_on_average_and_ignores_the_spike(planted):
+    assert np.mean([e.relative_shift for e in planted.examples]) == pytest.approx(1.0, abs=0.02)
+    assert max(e.relative_shift for e in planted.examples) < 3
+    assert planted.groups[0].relative_shift.value == pytest.approx(1.0, abs=0.02)
+    assert 0 < planted.unsettled_shift_share < 0.5
 
 
 def test_layers_squared_add_up_to_the_step(planted):
@@ -150,6 +158,21 @@ def test_unmeasured_steps_are_scaled_up_and_widen_the_interval(tmp_path):
     per_token = [f.groups[0].shift_abs_u_per_1000_tokens for f in (whole, part)]
     assert per_token[1].low <= per_token[0].value <= per_token[1].high
     assert sum(e.shift_abs_u or 0 for e in part.examples) == pytest.approx(guess.value)
+
+
+def test_the_path_over_unmeasured_steps_is_interpolated(tmp_path):
+    run = open_run(write_run(tmp_path / "run", World(epochs=12)))
+    data = load(run)
+    whole = path(data)
+    data.steps["update_l2"] = data.steps["update_l2"].copy()
+    data.steps["update_l2"][1::3] = np.nan
+    assert path(data)["path_u"] == pytest.approx(whole["path_u"], rel=0.05)
+
+
+def test_tokens_kept_of_some_examples_only_still_give_as_many_texts(tmp_path):
+    data = load(open_run(write_run(tmp_path / "run")))
+    data.visits["slot"] = data.visits["slot"] + 100 * (data.visits["code"] < 12)  # their tokens are not found
+    assert len(token_texts(data, range(24), at_most=10)) == 10
 
 
 def test_level_norms_has_no_shift_anywhere_and_says_none_not_zero(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from intaglio.cli import main
 from intaglio.store.run import open_run
-from synthetic import World, write_run
+from tests.synthetic import World, write_run
 
 WORLD = World(noisy=(3, 7), killed=True)
 

@@ -89,6 +89,8 @@ class ExampleFinding:
     evidence: dict[str, float] = field(default_factory=dict)  # the numbers that sentence shows
     observations: int = 0  # losses known: visits and scans of distinct states
     confident_conflict_share: float | None = None  # share of trained tokens with low probability and low entropy
+    # mean over visits of |shift| / mean |shift| of its step: 1 is like the others; free of momentum and schedule
+    relative_shift: float | None = None
     starved: bool | None = None  # left no trace beyond the null; None under five measured visits
 
 
@@ -115,6 +117,7 @@ class GroupFinding:
     verdict: str = "no evidence"
     probe_fall: dict[str, float] = field(default_factory=dict)  # linked probe -> fall of loss, share of its first
     why: str = ""  # key of WHY_KEYS, as for an example
+    relative_shift: Interval = Interval(None)  # mean over the examples of theirs
     evidence: dict[str, float] = field(default_factory=dict)
 
 
@@ -149,7 +152,7 @@ class ConflictPair:
     example_a: str
     example_b: str
     cosine: float
-    times: int  # steps in which both stood
+    times: int  # steps in which both stood; of near-duplicates, pairs of visits that nearly coincide
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +210,7 @@ class Findings:
     starved_parts: tuple[str, ...]
     probes: list[ProbeFinding]
     # where
-    layer_series: dict[str, list[float]]  # address of a whole part (embed, L3.attn, L3.mlp, ...) -> update_l2 in u per step
+    layer_series: dict[str, list[float | None]]  # whole part (embed, L3.attn, L3.mlp, ...) -> update_l2 in u per step
     head_totals: dict[str, float]  # L3.attn.H5 -> sum over steps of update_l2, in u
     relative_update: dict[str, float]  # address -> sum update_l2 / weight_l2
     visit_part_totals: dict[str, dict[str, float]]  # group -> address of layer part -> sum |shift| in u
@@ -221,6 +224,7 @@ class Findings:
     # how much of it was measured
     shift_scale: float = 1.0  # factor from the steps whose shift was measured to all steps; sums above include it
     steps_with_shift: int = 0
+    unsettled_shift_share: float | None = None  # how much of the sum of |shift| lies in the first ten steps
     # conflict, further
     conflict_strength: Interval = Interval(None)  # sum max(0, -dot) / sum |dot|; null by random signs
     conflict_p: float | None = None  # two-sided: how often random signs give a share as far from one half

@@ -89,12 +89,12 @@ def sketches(data: RunData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _sketched_pairs(data: RunData) -> Pairs:
-    """Inner products of sketches of the same step, divided by the weights the loss's reduction gave."""
+    """Inner products of sketches of the same step, divided by the weights (with their sign) the loss gave."""
     visit, values, seeds = sketches(data)
     if not len(visit):
         return Pairs([], [], [], [], 0.0, "")
     weight = data.visits["loss_weight"][visit]
-    values = values / np.where(np.isfinite(weight) & (weight > 0), weight, 1.0)[:, None].astype(np.float32)
+    values = values / np.where(np.isfinite(weight) & (weight != 0), weight, 1.0)[:, None].astype(np.float32)
     length = np.linalg.norm(values, axis=1)
     step, code = data.visits["step"][visit], data.visits["code"][visit]
     firsts, seconds, dots = [], [], []

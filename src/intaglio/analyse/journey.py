@@ -37,8 +37,16 @@ def books(data: RunData, tolerance: float) -> dict[str, Any]:
         "closure_median": number(np.median(closure)) if closure.size else None,
         "gradient_match_max": number(match.max()) if match.size else None,
         "books_close": bool(closure.max() < tolerance) if closure.size else None,
+        "unsettled_shift_share": _unsettled(data),
         **{f"{name}_share": _share(steps, f"{name}_shift") for name in ("data", "carry", "decay")},
     }
+
+
+def _unsettled(data: RunData) -> float | None:
+    """How much of the measured sum of |shift| lies in the first, unsettled steps."""
+    size = np.nan_to_num(np.abs(data.visits["shift"]))
+    early = np.isin(data.visits["step"], data.steps["step"][data.steps["unsettled"] == 1])
+    return number(size[early].sum() / size.sum()) if size.sum() > 0 else None
 
 
 def _share(steps: Mapping[str, np.ndarray], account: str) -> float | None:
@@ -54,11 +62,11 @@ def path(data: RunData) -> dict[str, float | None]:
     The null is sqrt(T (1 - b1) / (1 + b1)): steps of random direction under momentum b1
     (2403.07379). T counts equal steps; here it is (sum |U|)^2 / sum |U|^2, which is the
     number of steps when their lengths are equal, so that a learning-rate schedule does
-    not look like direction. A path is never shorter than its net, so the null is at least 1.
+    not look like direction. Steps whose length was not measured are interpolated. A path
+    is never shorter than its net, so the null is at least 1.
     """
-    steps = data.steps
-    length = np.nan_to_num(steps["update_l2"])
-    walked = np.where(np.isfinite(steps["path_l2"]), steps["path_l2"], np.cumsum(length))
+    steps, length = data.steps, _every_length(data)
+    walked = np.cumsum(length)
     if not len(walked) or not walked[-1] > 0:
         return {"path_u": None, "net_u": None, "tortuosity": None, "tortuosity_null": None}
     nets = np.flatnonzero(np.isfinite(steps["net_l2"]))
@@ -73,6 +81,15 @@ def path(data: RunData) -> dict[str, float | None]:
                 "tortuosity": number(walked[at] / steps["net_l2"][at]),
                 "tortuosity_null": number(max(1.0, np.sqrt(equal_steps * (1 - b1) / (1 + b1))))}  # fmt: skip
     return out
+
+
+def _every_length(data: RunData) -> np.ndarray:
+    """update_l2 of every step; between measured steps interpolated, as `path_l2` counts measured ones only."""
+    length = data.steps["update_l2"]
+    known = np.isfinite(length)
+    if not known.any():
+        return np.zeros(len(length))
+    return np.interp(data.steps["step"], data.steps["step"][known], length[known])
 
 
 def momentum(manifest: Mapping[str, Any]) -> float:

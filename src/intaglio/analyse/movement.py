@@ -30,6 +30,7 @@ def example_columns(data: RunData) -> dict[str, np.ndarray]:
         "visits": np.bincount(visits["code"], minlength=data.n_examples).astype(float),
         "shift_abs": data.per_example(np.abs(shift)) * per_u,
         "shift_net": data.per_example(shift) * per_u,
+        "relative_shift": data.per_example(relative_shift(data), mean=True),
         "against_share": data.per_example(np.where(np.isfinite(shift), shift < 0, np.nan), mean=True),
         "measured_targets": data.per_example(np.where(np.isfinite(shift), visits["targets"], np.nan)),
         "target_tokens": data.per_example(visits["targets"]),
@@ -41,6 +42,24 @@ def example_columns(data: RunData) -> dict[str, np.ndarray]:
     if not len(shift):  # a scan: nothing was visited, but every example was scored
         sums |= _scanned(data)
     return sums | _losses(data) | confident_conflict(data)
+
+
+def relative_shift(data: RunData) -> np.ndarray:
+    """Per visit: |shift| over the mean |shift| of its step's visits; 1 is an example like the others there.
+
+    Neither the learning rate nor momentum moves it. Sums of |shift| they do: under Adam the data's
+    part of a step falls from all of it at the first to about a fifth by the tenth, so an example that
+    happened to stand in the first batch has a large sum for no reason of its own.
+    """
+    size = np.abs(data.visits["shift"])
+    known = np.isfinite(size)
+    _, place = np.unique(data.visits["step"], return_inverse=True)
+    n_steps = int(place.max()) + 1 if len(place) else 0
+    total = np.bincount(place[known], size[known], minlength=n_steps)
+    count = np.bincount(place[known], minlength=n_steps)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out = size / (total / count)[place]
+    return np.where(np.isfinite(out), out, np.nan)
 
 
 def _scanned(data: RunData) -> dict[str, np.ndarray]:
@@ -132,6 +151,7 @@ def group_finding(data: RunData, cols: dict[str, np.ndarray], credit: dict[str, 
         target_tokens=int(np.nansum(own["target_tokens"])), **totals,
         learnt_nats=ratio_interval(own["learnt"], None, counts),
         nats_per_ku=number(own["learnt"][both].sum() / moved_ku) if moved_ku > 0 else None,
+        relative_shift=mean_interval(own["relative_shift"], counts),
         level=mean_interval(own["level"], counts), dispersion=mean_interval(own["dispersion"], counts),
         alignment=_with_null(mean_interval(own["alignment"], counts), 0.0),
         first_loss_nats=weighted_mean(own["first_loss"], weight),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from intaglio.analyse.data import RunData, read
-from intaglio.analyse.movement import SURE_NATS, WRONG_NATS
+from intaglio.analyse.movement import SURE_NATS, WRONG_NATS, relative_shift
 from intaglio.analyse.stats import number
 from intaglio.findings import TokenText
 
@@ -38,18 +38,18 @@ def _letter(stream: bytes, at: int) -> tuple[str, int]:
         return "\N{REPLACEMENT CHARACTER}", 1
 
 
-def choose(cols: Mapping[str, np.ndarray], credit: Mapping[str, np.ndarray], *, at_most: int) -> list[int]:
-    """Examples a page will show, in turn from each list: largest |shift|, most against the rest,
-    largest and most negative credit on each probe, highest first and last loss, highest level.
+def most_telling(cols: Mapping[str, np.ndarray], credit: Mapping[str, np.ndarray]) -> list[int]:
+    """Examples in the order a page wants them, in turn from each list: largest |shift|, most against the
+    rest, largest and most negative credit on each probe, highest first and last loss, highest level.
     """
-    lists = [_top(cols["shift_abs"]), _top(-cols["shift_net"]), _top(-cols["alignment"])]
+    lists = [_top(cols["shift_abs"]), _top(cols["relative_shift"]), _top(-cols["shift_net"]), _top(-cols["alignment"])]
     for values in credit.values():
         lists += [_top(values), _top(-values)]
     lists += [_top(cols[name]) for name in ("first_loss", "last_loss", "level", "level_residual")]
     chosen: dict[int, None] = {}
     for place in range(max((len(x) for x in lists), default=0)):
         for ranked in lists:
-            if place < len(ranked) and len(chosen) < at_most:
+            if place < len(ranked):
                 chosen.setdefault(int(ranked[place]))
     return list(chosen)
 
@@ -60,13 +60,14 @@ def _top(values: np.ndarray) -> np.ndarray:
     return order[np.isfinite(values[order])]
 
 
-def token_texts(data: RunData, chosen: Sequence[int]) -> dict[str, TokenText]:
-    """The most telling measured visit of each chosen example (the largest |shift|, else the first).
+def token_texts(data: RunData, order: Sequence[int], *, at_most: int) -> dict[str, TokenText]:
+    """The first `at_most` examples that kept their tokens, each at one visit.
 
+    That visit is the one with the largest |shift| against the others of its step, else the first.
     The row of position t holds the surprise of token t + 1; here it stands at t + 1. Shift stays
     at its own token: it was written through it by all later losses.
     """
-    visit_of = _telling_visits(data, chosen)
+    visit_of = dict(list(_telling_visits(data, order).items())[:at_most]) if at_most else {}
     if not visit_of:
         return {}
     keys = ", ".join(f"({step}, {slot})" for step, slot in visit_of.values())
@@ -83,18 +84,17 @@ def token_texts(data: RunData, chosen: Sequence[int]) -> dict[str, TokenText]:
     return texts
 
 
-def _telling_visits(data: RunData, chosen: Sequence[int]) -> dict[str, tuple[int, int]]:
+def _telling_visits(data: RunData, order: Sequence[int]) -> dict[str, tuple[int, int]]:
     kept = read(data.run, "select distinct step, slot from tokens")
     has_tokens = set(zip(kept["step"], kept["slot"]))
     visits, out = data.visits, {}
-    wanted = np.isin(visits["code"], list(chosen))
-    size = np.nan_to_num(np.abs(visits["shift"]), nan=-1.0)
-    for i in np.flatnonzero(wanted)[np.argsort(-size[wanted], kind="stable")]:
+    size = np.nan_to_num(relative_shift(data), nan=-1.0)
+    for i in np.argsort(-size, kind="stable"):
         key = (visits["step"][i], visits["slot"][i])
         if key in has_tokens:
             out.setdefault(visits["example"][i], (int(key[0]), int(key[1])))
-    order = {data.examples["example"][c]: i for i, c in enumerate(chosen)}
-    return dict(sorted(out.items(), key=lambda item: order[item[0]]))
+    names = (data.examples["example"][i] for i in order)
+    return {name: out[name] for name in names if name in out}
 
 
 def _token_ids(data: RunData, examples: list[str]) -> dict[str, tuple[list[int], list[bool]]]:

@@ -78,7 +78,7 @@ def correlations(columns: dict[str, np.ndarray]) -> dict[str, float]:
     Loss alone is hard to beat (CSL, ICML 2025): where the correlation is near 1 the
     gradient measure adds little to the loss.
     """
-    measures = ("level", "level_residual", "dispersion", "shift_abs", "shift_net", "alignment")
+    measures = ("level", "level_residual", "dispersion", "shift_abs", "relative_shift", "alignment")
     baselines = ("csl", "first_loss", "length")
     found = {f"{m}~{b}": spearman(columns[m], columns[b]) for m in measures for b in baselines}
     return {name: value for name, value in found.items() if value is not None}

@@ -50,24 +50,26 @@ def part_totals(data: RunData) -> dict[str, Any]:
     """Sums over steps per address: `head_totals` (u), `relative_update`, `starved_parts`.
 
     Sums are scaled from the steps whose parts were measured to all steps. A part is starved
-    when its steps were all zero, or the data's shift there took both signs about equally often:
+    when nothing ever happened there, or the data's shift there took both signs about equally often:
     |positive - negative| within 1.96 sqrt(steps), which is what random signs give. Signs, not
-    sums: one spike would decide a sum.
+    sums: one spike would decide a sum. (A tied head has no step of its own, but shift.)
     """
     found = read(data.run, """
         select address, sum(update_l2) as length, sum(update_l2 / nullif(weight_l2, 0)) as relative,
-               count(data_shift) as n, abs(sum(sign(data_shift))) as majority
+               count(data_shift) as n, abs(sum(sign(data_shift))) as majority,
+               coalesce(sum(abs(data_shift)), 0) as size
         from parts group by address""")
     measured = read(data.run, "select count(distinct step) as n from parts where update_l2 is not null")["n"][0]
     scale = len(data.steps["step"]) / measured if measured else np.nan
     at = {a: i for i, a in enumerate(found["address"])}
     names = _ordered(at)
-    starved = (found["n"] >= _LEAST_STEPS) & (found["majority"] <= _SIGNS_Z * np.sqrt(found["n"]))
+    starved = (found["n"] >= _LEAST_STEPS) & (found["size"] > 0) & (found["majority"] <= _SIGNS_Z * np.sqrt(found["n"]))
+    idle = (found["length"] == 0) & (found["size"] == 0)
     lengths, relative = found["length"] * scale / data.unit_length, found["relative"] * scale
     return {
         "head_totals": {a: float(lengths[at[a]]) for a in names if ".attn.H" in a and np.isfinite(lengths[at[a]])},
         "relative_update": {a: float(relative[at[a]]) for a in names if np.isfinite(relative[at[a]])},
-        "starved_parts": tuple(a for a in names if starved[at[a]] or found["length"][at[a]] == 0),
+        "starved_parts": tuple(a for a in names if starved[at[a]] or idle[at[a]]),
     }
 
 
