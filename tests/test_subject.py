@@ -114,7 +114,7 @@ def test_pickles_are_refused(folder: Path, name: str) -> None:
     [
         ({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}, SubjectError, ["auto_map", "never run"]),
         ({"model_type": "mine"}, SubjectError, ["does not know", "mine"]),
-        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, SubjectError, ["not a causal", "BertForMaskedLM"]),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, SubjectError, ["not a causal", "Masked"]),
         ({"architectures": ["LlamaForSequenceClassification"]}, SubjectError, ["not a causal"]),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, UnmeasurableError,
          ["quantised", "bitsandbytes, 4 bit"]),
@@ -220,7 +220,8 @@ def test_the_builtin_model_knows_paris(request: pytest.FixtureRequest) -> None:
 @pytest.mark.real
 def test_the_builtin_tokenizer_kept_its_template_and_russian() -> None:
     tokenizer = subject.load_tokenizer("smollm2")
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
+    turns = [{"role": "user", "content": "hi"}]
+    chat = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert chat.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert chat.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
     text = "Привет, мир! Ёлка — 25 рублей."

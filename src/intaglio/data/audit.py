@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -109,7 +108,7 @@ def show_row(item: Encoded, tokenizer: Any) -> Group:
     if inside:
         text.append("◂", style="bold")
     head = f"row {item.row}: {len(item.input_ids)} tokens, {item.targets} trained on"
-    legend = Text.assemble(("▸trained on◂", "bold underline"), "  ", ("context", "dim"), "  ", ("<control token>", "cyan"))
+    legend = Text.assemble(("▸trained on◂", "bold underline"), ("  context  ", "dim"), ("<control token>", "cyan"))
     return Group(Text(head), text, legend)
 
 
@@ -157,7 +156,10 @@ def _near_duplicates(encoded: Sequence[Encoded], tokenizer: Any) -> tuple[tuple[
 
     Of exact duplicates only the first row takes part. Broder 1997; Leskovec et al., ch. 3.
     """
-    items = list({item.example: item for item in reversed(encoded)}.values())[::-1]
+    firsts: dict[str, Encoded] = {}
+    for item in encoded:
+        firsts.setdefault(item.example, item)
+    items = list(firsts.values())
     shingles = [_shingles(text) for text in _own_texts(items, tokenizer)]
     parent = list(range(len(items)))
     for bucket in _buckets(shingles):
@@ -172,8 +174,12 @@ def _near_duplicates(encoded: Sequence[Encoded], tokenizer: Any) -> tuple[tuple[
 
 def _own_texts(items: Sequence[Encoded], tokenizer: Any) -> list[str]:
     """The rows' texts without control tokens and without the opening that a chat template gives them all."""
-    shared = os.path.commonprefix([item.input_ids for item in items])
-    opening = max((n + 1 for n, i in enumerate(shared) if is_special(tokenizer, i)), default=0)
+    opening = 0
+    for n, column in enumerate(zip(*(item.input_ids for item in items))):
+        if len(set(column)) > 1:
+            break
+        if is_special(tokenizer, column[0]):
+            opening = n + 1
     ids = [list(item.input_ids[opening:]) for item in items]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     return ["".join(c if c.isalnum() else " " for c in text.casefold()) for text in texts]
@@ -183,7 +189,7 @@ def _shingles(text: str) -> np.ndarray:
     """Sorted distinct 32-bit hashes of every run of five letters; spaces in a row count once."""
     codes = np.frombuffer(" ".join(text.split()).encode("utf-32-le"), dtype="<u4").astype(np.uint64)
     if len(codes) < _SHINGLE_CHARACTERS:
-        codes = np.pad(codes, (0, _SHINGLE_CHARACTERS - len(codes)))
+        return np.empty(0, np.uint64)  # too short to be compared
     windows = np.lib.stride_tricks.sliding_window_view(codes, _SHINGLE_CHARACTERS)
     powers = np.array([0x9E3779B97F4A7C15 * (2 * n + 1) ** 3 % 2**64 for n in range(_SHINGLE_CHARACTERS)], np.uint64)
     mixed = (windows * powers).sum(axis=1, dtype=np.uint64)
@@ -198,6 +204,8 @@ def _buckets(shingles: Sequence[np.ndarray]) -> Iterable[list[int]]:
     offsets = draw.integers(0, 2**63, _BANDS * _BAND_ROWS, dtype=np.uint64)
     found: dict[tuple[int, bytes], list[int]] = defaultdict(list)
     for n, hashes in enumerate(shingles):
+        if not len(hashes):
+            continue
         # multiply-add-shift: the high half of each product is close to a random permutation
         lowest = ((hashes[:, None] * factors + offsets) >> np.uint64(32)).min(axis=0)
         for band, signature in enumerate(lowest.reshape(_BANDS, _BAND_ROWS)):

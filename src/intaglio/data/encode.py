@@ -3,15 +3,19 @@
 A row becomes one text with marked spans (the answers), tokenised once as a whole; a token is
 trained on when it ends within a span. So no token boundary is forced where the model at work would
 not have one, and a token that straddles prompt and answer counts as answer. A chat's spans are
-found by rendering its prefixes through the template, which works for any template.
+found by rendering it once more with marks in place of the answers, or else by its prefixes, so
+that a template needs no support of its own.
 """
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
+
+from jinja2 import TemplateError
 
 from intaglio.data.read import Row
 from intaglio.errors import DataError, SubjectError
@@ -19,6 +23,8 @@ from intaglio.example import example_id
 
 IGNORED = -100  # torch's ignore_index
 _PREVIEW_CHARACTERS = 120
+_MARK = "\ue000\ue001"  # private characters, which no template and no text has
+_REFUSALS = (TemplateError, ValueError, TypeError)  # what a template raises over messages it does not like
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +167,14 @@ def _encode_chat(row: Row, tokenizer: Any, template: str | None) -> tuple[list[i
         raise DataError(f"row {row.number} is a chat, and the tokenizer has no chat template",
                         expected="a template, or rows of prompt and completion")  # fmt: skip
     turns = _turns(row)
-    text = _render(row, tokenizer, template, turns)
-    return _tokenise(tokenizer, text, _spans(row, tokenizer, template, turns, text), special=False)
+    try:
+        text = _render(tokenizer, template, turns)
+    except _REFUSALS as error:
+        raise DataError(f"row {row.number}: the chat template refuses the messages: {error}") from None
+    spans = _spans_by_mark(tokenizer, template, turns, text) or _spans_by_prefix(tokenizer, template, turns, text)
+    if not spans:
+        raise DataError(f"row {row.number}: the chat template does not show the assistant's answers as they stand")
+    return _tokenise(tokenizer, text, spans, special=False)
 
 
 def _turns(row: Row) -> list[dict[str, str]]:
@@ -172,65 +184,54 @@ def _turns(row: Row) -> list[dict[str, str]]:
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": row.fields["output"]}]
 
 
-def _render(row: Row, tokenizer: Any, template: str, turns: list[dict[str, str]], *, ask: bool = False) -> str:
-    from jinja2 import TemplateError
+def _render(tokenizer: Any, template: str, turns: list[dict[str, str]], *, ask: bool = False) -> str:
+    return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=ask)
 
+
+def _spans_by_mark(
+    tokenizer: Any, template: str, turns: list[dict[str, str]], text: str
+) -> list[tuple[int, int]] | None:
+    """Where the answers stand in `text`: the template rendered with marks in their place shows it.
+
+    None where the template does more than place the answers (drops, moves or rewrites them).
+    """
+    answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+    marked = [turn | {"content": _MARK} if turn["role"] == "assistant" else turn for turn in turns]
     try:
-        return tokenizer.apply_chat_template(
-            turns, chat_template=template, tokenize=False, add_generation_prompt=ask, continue_final_message=False
-        )
-    except (TemplateError, ValueError, TypeError) as error:
-        raise DataError(f"row {row.number}: the chat template refuses the messages: {error}") from None
+        around = _render(tokenizer, template, marked).split(_MARK)
+    except _REFUSALS:
+        return None
+    if len(around) != len(answers) + 1:
+        return None
+    for shown in (answers, [answer.strip() for answer in answers]):
+        if text == around[0] + "".join(a + b for a, b in zip(shown, around[1:])):
+            lengths = (len(a) + len(b) for a, b in zip(shown, around[1:]))
+            starts = list(accumulate(lengths, initial=len(around[0])))
+            stops = (_after_end(tokenizer, text, start + len(answer)) for start, answer in zip(starts, shown))
+            return list(zip(starts, stops))
+    return None
 
 
-def _spans(
-    row: Row, tokenizer: Any, template: str, turns: list[dict[str, str]], text: str
-) -> list[tuple[int, int]]:
-    """The characters of every answer in the rendered chat, each with its turn's end token."""
-    spans: list[tuple[int, int]] = []
-    for n in [n for n, turn in enumerate(turns) if turn["role"] == "assistant"]:
-        cue = _try_render(row, tokenizer, template, turns[:n], ask=True)
-        until = _try_render(row, tokenizer, template, turns[: n + 1], ask=False)
-        span = _span(text, turns, n, cue, until, floor=spans[-1][1] if spans else 0)
-        if span is None:
-            raise DataError(f"row {row.number}: the chat template does not show answer {n} as it stands")
-        spans.append(span)
+def _spans_by_prefix(
+    tokenizer: Any, template: str, turns: list[dict[str, str]], text: str
+) -> list[tuple[int, int]] | None:
+    """Where the answers stand, by rendering the chat up to and including each; None if no prefix fits."""
+    spans = []
+    for n in (n for n, turn in enumerate(turns) if turn["role"] == "assistant"):
+        try:
+            before = _render(tokenizer, template, turns[:n], ask=True)
+            until = _render(tokenizer, template, turns[: n + 1])
+        except _REFUSALS:
+            return None
+        if len(before) >= len(until) or not (text.startswith(before) and text.startswith(until)):
+            return None
+        spans.append((len(before), len(until.rstrip())))
     return spans
 
 
-def _span(
-    text: str, turns: list[dict[str, str]], n: int, cue: str, until: str, *, floor: int
-) -> tuple[int, int] | None:
-    """Where answer `n` stands in `text`, not before `floor`; None where it does not.
-
-    It starts where `cue` ends, the chat before it rendered with the invitation to answer, and
-    stops where `until` ends, the chat up to it. Templates that write earlier turns anew (hiding
-    their thoughts, say) break that; then it is looked for by its words, after the words before it.
-    """
-    answer = turns[n]["content"].strip()
-    start = len(cue) if cue and text.startswith(cue) else _find(text, turns, n, cue, floor)
-    stop = text.find(answer, start) + len(answer) if start >= 0 else -1
-    if start < 0 or stop < start + len(answer):
-        return None
-    tail = until[until.rfind(answer) + len(answer) :] if answer else ""
-    if text.startswith(until):
-        stop = max(stop, len(until))
-    elif text.startswith(tail, stop):
-        stop += len(tail)
-    return start, start + len(text[start:stop].rstrip())  # the line break after the end token is the template's
-
-
-def _find(text: str, turns: list[dict[str, str]], n: int, cue: str, floor: int) -> int:
-    prior = turns[n - 1]["content"].strip() if n else ""
-    at = max(text.find(prior, floor), floor) + len(prior)
-    invitation = cue[cue.rfind(prior) + len(prior) :]
-    at += len(os.path.commonprefix([invitation, text[at:]]))
-    return text.find(turns[n]["content"].strip(), at)
-
-
-def _try_render(row: Row, tokenizer: Any, template: str, turns: list[dict[str, str]], *, ask: bool) -> str:
-    """The rendered prefix; empty where the template refuses a chat that stops there."""
-    try:
-        return _render(row, tokenizer, template, turns, ask=ask) if turns else ""
-    except DataError:
-        return ""
+def _after_end(tokenizer: Any, text: str, at: int) -> int:
+    """The place after the control token that ends the turn at `at`; `at` itself if none does."""
+    names = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    end = re.escape(tokenizer.eos_token or "")
+    found = re.compile("|".join([rf"\s*{end}" if end else "$^", *map(re.escape, names)])).match(text, at)
+    return found.end() if found else at

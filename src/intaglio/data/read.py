@@ -347,4 +347,6 @@ def _check_hub(name: str) -> None:
     except RepositoryNotFoundError:
         raise DataError("no such data, neither as a file nor on the hub", got=name, expected=expected) from None
     except Exception:  # offline in any of its many ways, or not a well-formed id
-        raise DataError("no such data: not a file, and the hub cannot be reached", got=name, expected=expected) from None
+        raise DataError(
+            "no such data: not a file, and the hub cannot be reached", got=name, expected=expected
+        ) from None

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from intaglio.errors import DataError
@@ -100,17 +101,33 @@ def _reread(text: str, code_page: str, *, expected: bool) -> str | None:
     runs = _RUN.findall(text)
     decoded = [_reread_run(run, code_page) for run in runs]
     if all(new is not None for new in decoded):
-        new = _replace_runs(text, decoded)
-        return new if expected or _oddity(text) > _CLEARLY * _oddity(new) else None
-    # Some runs are whole: a text put together from two sources. Only long misread runs count.
-    certain = [
-        new if new is not None and len(new) >= 3 and _oddity(run) > max(1, _CLEARLY * _oddity(new)) else None
-        for run, new in zip(runs, decoded)
-    ]
-    return _replace_runs(text, certain) if any(certain) else None
+        return _reread_whole(text, code_page, expected=expected)
+    # Some runs are whole: a text put together from two sources. One long misread run has to be
+    # there to be certain; then the shorter ones go with it.
+    pairs = list(zip(runs, decoded))
+    if not any(_is_certain(run, new, letters=3, oddities=2) for run, new in pairs):
+        return None
+    return _replace_runs(text, [new if _is_certain(run, new, letters=1, oddities=1) else None for run, new in pairs])
 
 
-def _replace_runs(text: str, new: list[str | None]) -> str:
+def _is_certain(run: str, new: str | None, *, letters: int, oddities: int) -> bool:
+    return new is not None and len(new) >= letters and _oddity(run) >= max(oddities, _CLEARLY * _oddity(new) + 1)
+
+
+def _reread_whole(text: str, code_page: str, *, expected: bool) -> str | None:
+    """All runs put right, more than once if the text was misread more than once."""
+    new = text
+    for _ in range(_ROUNDS):
+        decoded = [_reread_run(run, code_page) for run in _RUN.findall(new)]
+        if None in decoded:
+            return None
+        new = _replace_runs(new, decoded)
+        if expected or _oddity(text) > _CLEARLY * _oddity(new):
+            return new
+    return None
+
+
+def _replace_runs(text: str, new: Sequence[str | None]) -> str:
     replacements = iter(new)
     return _RUN.sub(lambda m: next(replacements) or m[0], text)
 
@@ -152,7 +169,7 @@ def _is_odd(text: str, n: int) -> bool:
 
 def _check_lost(text: str) -> None:
     if "\ufffd" in text:
-        raise DataError("letters are lost: the text holds U+FFFD, the replacement character", got=_around(text, "\ufffd"))
+        raise DataError("letters are lost: the text holds U+FFFD", got=_around(text, "\ufffd"))
     marks = sum(len(run) for run in _LOST.findall(text))
     rest = sum(c.isalnum() for c in text)
     if marks >= 6 and marks > rest:
