@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,8 +125,6 @@ def _groups(data: RunData, cols: dict[str, np.ndarray], credit: dict[str, np.nda
 
 def _with_verdict(finding: GroupFinding, judged: verdict.Judgement, tally: dict[str, int],
                   falls: dict[str, float]) -> GroupFinding:  # fmt: skip
-    from dataclasses import replace
-
     return replace(finding, verdict=judged.verdict, why=judged.why, evidence=judged.evidence, verdicts=tally,
                    probe_fall=falls)  # fmt: skip
 
