@@ -55,7 +55,7 @@ def _evidence(first: float, last: float, targets: int) -> dict[str, float]:
 
 def _example(rng: random.Random, group: str, i: int) -> ExampleFinding:
     scale, targets = _SCALE[group], rng.randint(9, 24)
-    shift = scale * targets * rng.lognormvariate(0, 0.5) * 60
+    shift = scale * targets * rng.lognormvariate(0, 0.5) * 2
     first = {"control": 0.7, "noise": 7.5}.get(group, 4.0) + rng.gauss(0, 0.4)
     last = first * {"control": 0.8, "noise": 0.75}.get(group, 0.2) + rng.random() * 0.2
     preview = HOSTILE + str(i) if group == "noise" and i == 0 else _TEXTS[group][i % 2] + f" ({i + 1})"
@@ -207,5 +207,6 @@ def sample(*, per_group: int = 12, seed: int = 0, target: bool = True) -> Findin
         token_volatility=[{"token": 10 + i, "text": text, "count": 40 - i, "shift_abs_u": 300.0 - 20 * i, "surprise_nats": 5.0 - 0.3 * i}
                           for i, text in enumerate((" Vellmar", " salt", "соль", "<b>", "\n", " boils", " Лион"))],
         position_volatility=[{"position_from": i, "position_to": i + 1, "shift_abs_u": 220.0 / (1 + i / 4), "surprise_nats": 4.0 / (1 + i / 6)} for i in range(0, 24, 2)],
-        correlations={"level~csl": 0.81, "dispersion~csl": 0.34, "shift_abs~csl": 0.77, "shift_abs~targets": 0.52},
+        correlations={"level~csl": 0.81, "dispersion~csl": 0.34, "level~first_loss": 0.74, "level~length": 0.52, "dispersion~first_loss": 0.2, "dispersion~length": 0.05,
+                      "shift_abs~csl": 0.77, "shift_abs~first_loss": 0.7, "shift_abs~length": 0.6},
     )  # fmt: skip

@@ -46,7 +46,7 @@ def themed(chart: Any) -> Any:
     """Fine rules, no frame, labels in the soft ink."""
     soft, rule = colour("soft"), colour("rule")
     return (
-        chart.configure(background="transparent", font="Liberation Sans", padding=4)
+        chart.configure(background="transparent", font="Liberation Sans", padding={"left": 10, "top": 4, "right": 12, "bottom": 4})
         .configure_view(stroke=None)
         .configure_axis(
             domainColor=rule, tickColor=rule, gridColor=rule, gridOpacity=0.6, labelColor=soft, titleColor=soft,
@@ -81,10 +81,14 @@ def _shrink(text: str, name: str) -> str:
     text = re.sub(r'<path class="(?:background|foreground)"(?: display="none")?(?: d="[^"]*")?(?: display="none")?/>', "", text)
     text = re.sub(r'<path class="(?:background|foreground)"[^>]*d="(?:M0,0h0v0h0Z)?"[^>]*/>', "", text)
     text = re.sub(r'xlink:href="[^"#]*#', 'href="#', text)
-    text = re.sub(r"\d+\.\d{2,}", lambda m: f"{float(m[0]):.1f}".removesuffix(".0"), text)
+    text = re.sub(r' (?:d|transform|x2?|y2?|width|height)="[^"]*"', _rounded, text)
     text = re.sub(r'(id="|url\(#)', rf"\1{name}-", text)
     text = re.sub(r' class="mark-group role-(?:frame root|axis|scope|legend)"', "", text)
     return re.sub(r"<(?:path|line|text|rect|circle)\b[^>]*>", _classes, text)
+
+
+def _rounded(match: re.Match[str]) -> str:
+    return re.sub(r"\d+\.\d{2,}", lambda m: f"{float(m[0]):.1f}".removesuffix(".0"), match[0])
 
 
 def _classes(match: re.Match[str]) -> str:

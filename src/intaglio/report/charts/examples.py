@@ -67,14 +67,17 @@ def example_tip(view: View, e: ExampleFinding) -> str:
 
 def intervals(view: View, name: str, panels: list[tuple[str, Callable[[GroupFinding], Interval | None]]]) -> Markup | None:
     """Groups under each other, one panel per measure, a mark with its 95 % interval each."""
-    drawn = [panel for title, read in panels if (panel := _panel(view, str(title), read, len(panels)))]
+    drawn: list[alt.LayerChart] = []
+    for title, read in panels:
+        panel = _panel(view, str(title), read, len(panels), labels=not drawn)
+        drawn += [panel] if panel else []
     if not drawn:
         return None
     chart = alt.hconcat(*drawn, spacing=26)
     return svg(chart, name=name, label=str(view.t(f"figure.{name}")), lang=view.lang)
 
 
-def _panel(view: View, title: str, read: Callable[[GroupFinding], Interval | None], n_panels: int) -> alt.LayerChart | None:
+def _panel(view: View, title: str, read: Callable[[GroupFinding], Interval | None], n_panels: int, *, labels: bool) -> alt.LayerChart | None:
     rows = []
     for group in view.groups:
         found = read(group)
@@ -84,11 +87,11 @@ def _panel(view: View, title: str, read: Callable[[GroupFinding], Interval | Non
     if not rows:
         return None
     names = [g.group for g in view.groups]
-    y = alt.Y("group:N", sort=names, scale=alt.Scale(domain=names), axis=alt.Axis(title=None, ticks=False, domain=False, labelLimit=120))
+    y = alt.Y("group:N", sort=names, scale=alt.Scale(domain=names), axis=alt.Axis(title=None, ticks=False, domain=False, labelLimit=120, labels=labels, labelPadding=8))
     x = alt.X("value:Q", axis=axis(None, view.lang, tickCount=4), scale=alt.Scale(zero=True, nice=True))
     base = alt.Chart(data(rows), title=title)
     zero = alt.Chart(data([{"zero": 0}])).mark_rule(color=colour("soft")).encode(x=alt.X("zero:Q", axis=axis(None, view.lang)))
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q", y=y, color=group_scales(names)["color"])
     dots = base.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, description="tip:N", **group_scales(names))
-    width = (WIDTH - 130 * n_panels - 26 * (n_panels - 1)) / n_panels if n_panels < 3 else 190
+    width = min(420, (WIDTH - 130 - 26 * (n_panels - 1)) / n_panels)
     return (zero + bars + dots).properties(width=max(width, 150), height=30 * len(names))

@@ -29,27 +29,43 @@ def mean(values: list[float | None]) -> float | None:
 
 def books_by_step(view: View) -> Markup | None:
     """Each account's signed share of the step, stacked, step by step."""
-    series = view.findings.series
-    update, rows = view.series("update_l2"), []
-    for run in bins(len(update)):
-        length = mean([update[i] for i in run])
-        for order, account in enumerate(ACCOUNTS):
-            value = mean([series[f"{account}_shift"][i] for i in run]) if f"{account}_shift" in series else None
-            if length and value:
-                tip = f"{view.t('axis.step')} {view.step(run[0])} · {view.t('account.' + account)}: {view.n.percent(value / length)}"
-                rows.append({"x0": view.step(run[0]), "x1": view.step(run[-1]) + 1, "share": value / length,
-                             "account": account, "order": order, "tip": tip})  # fmt: skip
+    rows = [row for run in bins(len(view.series("update_l2"))) for row in _stack(view, run)]
     if not rows:
         return None
     shades = [_SHADES.get(a, ("against", 0.4)) for a in ACCOUNTS]
-    chart = alt.Chart(data(rows)).mark_bar(stroke=colour("paper"), strokeWidth=0.4).encode(
-        x=alt.X("x0:Q", axis=axis(view.t("axis.step"), view.lang, grid=False), scale=alt.Scale(nice=False)), x2="x1:Q",
-        y=alt.Y("share:Q", stack="zero", axis=alt.Axis(title=view.t("axis.share_of_step"), format=".0%", tickCount=5)),
+    chart = alt.Chart(data(rows)).mark_rect().encode(
+        x=alt.X("x0:Q", axis=_step_axis(view), scale=alt.Scale(nice=False)), x2="x1:Q",
+        y=alt.Y("low:Q", axis=_percent_axis(view)), y2="high:Q",
         color=alt.Color("account:N", scale=alt.Scale(domain=list(ACCOUNTS), range=[colour(c) for c, _ in shades])),
         opacity=alt.Opacity("account:N", scale=alt.Scale(domain=list(ACCOUNTS), range=[o for _, o in shades])),
-        order="order:Q", description="tip:N",
+        description="tip:N",
     ).properties(width=WIDTH - 90, height=150)  # fmt: skip
     return svg(chart, name="books", label=str(view.t("figure.books")), lang=view.lang)
+
+
+def _percent_axis(view: View) -> alt.Axis:
+    gap = "'\u00a0%'" if view.lang == "ru" else "'%'"
+    return alt.Axis(title=str(view.t("axis.share_of_step")), labelExpr=f"format(datum.value*100,'~r')+{gap}", tickCount=5)
+
+
+def _step_axis(view: View) -> alt.Axis:
+    return axis(str(view.t("axis.step")), view.lang, grid=False, tickCount=10, labelOverlap="greedy")
+
+
+def _stack(view: View, run: range):
+    """The accounts of some steps on top of each other; negative ones hang below zero."""
+    length = mean([view.series("update_l2")[i] for i in run])
+    up = down = 0.0
+    for account in ACCOUNTS:
+        line = view.series(f"{account}_shift")
+        value = mean([line[i] for i in run]) if line else None
+        if not length or not value:
+            continue
+        share = value / length
+        low = up if share > 0 else down
+        up, down = (up + share, down) if share > 0 else (up, down + share)
+        tip = f"{view.t('axis.step')} {view.step(run[0])} · {view.t('account.' + account)}: {view.n.percent(share)}"
+        yield {"x0": view.step(run[0]), "x1": view.step(run[-1]) + 1, "low": low, "high": low + share, "account": account, "tip": tip}
 
 
 def movement(view: View) -> Markup | None:
@@ -57,7 +73,7 @@ def movement(view: View) -> Markup | None:
     rows = _movement_rows(view)
     if not any(row["update"] is not None for row in rows):
         return None
-    x = alt.X("step:Q", scale=alt.Scale(nice=False), axis=axis(str(view.t("axis.step")), view.lang, grid=False))
+    x = alt.X("step:Q", scale=alt.Scale(nice=False), axis=_step_axis(view))
     upper = _shading(view) + _line(rows, "update", "ink", x, view.t("axis.step_u"), view) + _line(
         rows, "data", "accent", x, view.t("axis.step_u"), view)  # fmt: skip
     upper = (upper + _spikes(view) + _hover(rows, x)).properties(width=WIDTH - 90, height=210)
@@ -97,7 +113,7 @@ def _shading(view: View) -> alt.Chart:
     """The unsettled first steps, behind everything."""
     rows = [{"a": view.step(0), "b": view.step(0) + view.unsettled_steps}]
     return alt.Chart(data(rows)).mark_rect(color=colour("faint"), opacity=0.35).encode(
-        x=alt.X("a:Q", axis=axis(str(view.t("axis.step")), view.lang, grid=False)), x2="b:Q")  # fmt: skip
+        x=alt.X("a:Q", axis=_step_axis(view)), x2="b:Q")  # fmt: skip
 
 
 def _spikes(view: View) -> alt.Chart:
@@ -106,7 +122,8 @@ def _spikes(view: View) -> alt.Chart:
     for spike in view.findings.spikes:
         place = spike.step - view.step(0)
         if 0 <= place < len(update) and update[place] is not None:
-            rows.append({"step": spike.step, "y": update[place], "text": f"{spike.step}"})
+            near = bool(rows) and spike.step - rows[-1]["step"] < 0.03 * len(update)  # two labels would overlap
+            rows.append({"step": spike.step, "y": update[place], "text": "" if near else f"{spike.step}"})
     base = alt.Chart(data(rows)).encode(x="step:Q", y="y:Q")
     marks = base.mark_point(shape="triangle-down", filled=True, size=70, color=colour("against"), opacity=1, yOffset=-8)
     return marks + base.mark_text(dy=-18, fontSize=11, color=colour("against")).encode(text="text:N")
@@ -125,7 +142,7 @@ def agreement(view: View) -> Markup | None:
             rows.append({"step": view.step(run[0]), "end": view.step(run[-1]) + 1, "alpha": a / (a + b), "tip": tip})
     if len(rows) < 3:
         return None
-    x = alt.X("step:Q", axis=axis(str(view.t("axis.step")), view.lang, grid=False), scale=alt.Scale(nice=False))
+    x = alt.X("step:Q", axis=_step_axis(view), scale=alt.Scale(nice=False))
     y = alt.Y("alpha:Q", axis=axis(str(view.t("axis.agreement")), view.lang, tickCount=4))
     line = alt.Chart(data(rows)).mark_line(color=colour("ink"), strokeWidth=1.8).encode(x=x, y=y)
     zero = alt.Chart(data([{"y": 0}])).mark_rule(color=colour("soft"), strokeDash=[3, 3]).encode(y="y:Q")

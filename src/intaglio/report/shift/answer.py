@@ -75,7 +75,7 @@ def where(view: View) -> Markup:
     biggest = max(parts, key=lambda a: parts[a])
     return view.t(
         "answer.where.parts", mlp=view.strong(view.n.percent(kinds["mlp"] / total)), attn=view.strong(view.n.percent(kinds["attn"] / total)),
-        start=start, end=start + width - 1, layers=view.t.count("layers_of", len(layers)), even=view.n.percent(width / len(layers)),
+        start=start, end=start + width - 1, layers=len(layers), even=view.n.percent(width / len(layers)),
         share=view.strong(view.n.percent(sum(layers[start : start + width]) / inside if inside else None)),
         part=biggest, part_share=view.n.percent(parts[biggest] / total),
     )  # fmt: skip
@@ -105,7 +105,7 @@ def understood(view: View) -> Markup:
     gap = view.findings.imitation_gap
     said = {name.replace(" ", "_"): view.strong(view.n.whole(counts[name])) for name in VERDICTS}
     judged = sum(counts[name] for name in VERDICTS if name != "no evidence")
-    text = view.t("answer.why.counts", judged=view.t.count("examples_with", judged), **said)
+    text = view.t("answer.why.counts", judged=view.t.count("examples", judged), **said)
     if gap is None:
         return text + " " + view.t("answer.why.gap_unknown")
     key = "answer.why.gap_wide" if gap > 0.1 else "answer.why.gap_narrow"

@@ -72,8 +72,6 @@ def checks(view: View) -> list[dict[str, Any]]:
         "gradient_match": view.n(f.gradient_match_max),
         "coverage": view.n.percent(f.coverage),
         "measured": f"{view.n.whole(f.steps_measured)} / {view.n.whole(f.steps_total)}",
-        "data_share": view.n.percent(f.data_share),
-        "carry_share": view.n.percent(f.carry_share),
-        "decay_share": view.n.percent(f.decay_share),
+        "settled": " / ".join(view.n.percent(share) for share in (f.data_share, f.carry_share, f.decay_share)),
     }
     return [{"name": view.t(f"check.{key}.name"), "number": number, "means": view.t(f"check.{key}.means")} for key, number in numbers.items()]

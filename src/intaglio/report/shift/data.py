@@ -27,13 +27,13 @@ def volatility(view: View) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _correlations(view: View) -> list[dict[str, Any]]:
-    """Rank correlations of gradient measures with what needs no instrument."""
-    rows = []
-    for pair, value in view.findings.correlations.items():
-        names = [view.t(f"measure.{name}") if f"measure.{name}" in view.t else name for name in pair.split("~")]
-        rows.append({"left": names[0], "right": names[-1], "value": view.n.signed(value, 2)})
-    return rows
+def _correlations(view: View) -> dict[str, Any]:
+    """Rank correlations of gradient measures (rows) with what needs no gradient (columns)."""
+    found = {tuple(pair.split("~")): value for pair, value in view.findings.correlations.items()}
+    rows, columns = (list(dict.fromkeys(pair[i] for pair in found if len(pair) == 2)) for i in (0, 1))
+    name = lambda key: view.t(f"measure.{key}") if f"measure.{key}" in view.t else key  # noqa: E731
+    cells = [{"name": name(r), "values": [view.n.signed(found.get((r, c)), 2) for c in columns]} for r in rows]
+    return {"columns": [name(c) for c in columns], "rows": cells}
 
 
 def _token(view: View, token: dict[str, Any]) -> dict[str, Any]:

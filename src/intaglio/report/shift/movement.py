@@ -37,7 +37,7 @@ def _agreement(view: View):
         view.t("movement.agreement", alpha=view.strong(view.n(a.value, 2)), span=view.span(a), noise=view.strong(view.t.amount("examples", noise.value)),
                noise_span=view.span(noise))]  # fmt: skip
     if conflict.value is not None:
-        null = view.t("movement.conflict_null", null=view.n.percent(conflict.null)) if conflict.null is not None else ""
+        null = " " + view.t("movement.conflict_null", null=view.n.percent(conflict.null)) if conflict.null is not None else ""
         said.append(view.t("movement.conflict", share=view.strong(view.n.percent(conflict.value)), null=null))
     return said
 

@@ -8,7 +8,7 @@ from intaglio.findings import ExampleFinding, GroupFinding, TokenText
 from intaglio.report.shift.data import show_piece
 from intaglio.report.view import View
 
-SHOWN = 6
+SHOWN, OPEN = 8, 3  # examples per list; the rest of them unfold
 _EVIDENCE = ("first_loss", "last_loss", "fall_nats", "own_fall", "noise_nats", "anchor_first", "anchor_fall", "target_fall",
              "target_rise", "target_fall_nats", "held_out_fall", "anchor_cost")  # fmt: skip
 
@@ -38,7 +38,26 @@ def ranked(view: View) -> dict[str, list[ExampleFinding]]:
 def _list(view: View, name: str, chosen: list[ExampleFinding]) -> dict[str, Any]:
     key = "forgot_no_anchor" if name == "forgot" and not any(p.role == "anchor" for p in view.findings.probes) else f"{name}_none"
     return {"name": name, "title": view.t(f"texts.{name}"), "note": view.t(f"texts.{name}_note"), "empty": view.t(f"texts.{key}"),
-            "cards": [card(view, e) for e in chosen]}  # fmt: skip
+            "cards": [_keyed(view, name, e) for e in chosen], "open": OPEN}  # fmt: skip
+
+
+def _keyed(view: View, name: str, e: ExampleFinding) -> dict[str, Any]:
+    """The card with the number that put it into this list taken to its head."""
+    found = card(view, e)
+    name, number = _key(view, name, e)
+    return found | {"key": number, "keyname": name, "numbers": [(k, v) for k, v in found["numbers"] if k != name]}
+
+
+def _key(view: View, name: str, e: ExampleFinding) -> tuple[str, str]:
+    if name == "moved":
+        return view.t("word.movement"), view.u(e.shift_abs_u)
+    if name == "conflicted":
+        return view.t("measure.shift_net"), view.u(e.shift_net_u)
+    probe = {p.role: p.probe for p in view.findings.probes}.get("anchor" if name == "forgot" else "target")
+    credit = e.credits_nats.get(probe or "")
+    if credit is None or (name == "taught" and credit <= 0):
+        return view.t("column.learnt"), view.n.signed(e.learnt_nats)
+    return view.t("column.credit", probe=probe), f"{view.n.signed(credit, 2)} {view.t('unit.nats')}"
 
 
 def card(view: View, e: ExampleFinding) -> dict[str, Any]:
