@@ -60,8 +60,6 @@ def repair_text(text: str, *, expect: str | None = None) -> Repair:
             break
         text, code_page = better.text, better.code_page
     _check_lost(text)
-    if code_page and _oddity(text) and any(_misread_share(run, code_page) > 0.6 for run in _RUN.findall(text)):
-        raise DataError(f"broken encoding: UTF-8 read as {code_page}, with letters lost", got=repr(text[:40]))
     return Repair(text, code_page)
 
 
@@ -90,24 +88,36 @@ def decode(data: bytes) -> tuple[str, frozenset[int]]:
 
 
 def _best(text: str, expect: str | None) -> Repair | None:
-    """The most ordinary reading of the text, if one is certainly better than the text itself."""
-    readings = [(page, _reread(text, page, expected=page == expect)) for page in CODE_PAGES]
-    better = [Repair(new, page) for page, new in readings if new is not None and new != text]
-    return min(better, key=lambda r: (_oddity(r.text), len(r.text)), default=None)
+    """The most ordinary reading of the text, if one is certainly better than the text itself.
+
+    Raises:
+        DataError: some of the text is certainly misread, and some of that cannot be put right.
+    """
+    whole = [Repair(new, p) for p in CODE_PAGES if (new := _reread_whole(text, p, expected=p == expect)) is not None]
+    readings = [r for r in whole if r.text != text] or [r for p in CODE_PAGES if (r := _reread_part(text, p))]
+    best = min(readings, key=lambda r: (r not in whole and _damage(r), _oddity(r.text), len(r.text)), default=None)
+    if best and best not in whole and _damage(best):
+        raise DataError(f"broken encoding: UTF-8 read as {best.code_page}, with letters lost", got=repr(text[:40]))
+    return best
 
 
-def _reread(text: str, code_page: str, *, expected: bool) -> str | None:
-    """The text with its misread runs put right; None where that is not certain."""
-    runs = _RUN.findall(text)
-    decoded = [_reread_run(run, code_page) for run in runs]
-    if all(new is not None for new in decoded):
-        return _reread_whole(text, code_page, expected=expected)
-    # Some runs are whole: a text put together from two sources. One long misread run has to be
-    # there to be certain; then the shorter ones go with it.
-    pairs = list(zip(runs, decoded))
+def _reread_part(text: str, code_page: str) -> Repair | None:
+    """A text put together from two sources: only its misread runs put right.
+
+    One long misread run has to be there for certainty; then the shorter ones go with it.
+    """
+    pairs = [(run, _reread_run(run, code_page)) for run in _RUN.findall(text)]
     if not any(_is_certain(run, new, letters=3, oddities=2) for run, new in pairs):
         return None
-    return _replace_runs(text, [new if _is_certain(run, new, letters=1, oddities=1) else None for run, new in pairs])
+    certain = [new if _is_certain(run, new, letters=1, oddities=1) else None for run, new in pairs]
+    return Repair(_replace_runs(text, certain), code_page)
+
+
+def _damage(repair: Repair) -> int:
+    """How many runs still look misread: they hold letters of UTF-8 beside bytes that are none."""
+    page = repair.code_page or ""
+    runs = (run for run in _RUN.findall(repair.text) if _reread_run(run, page) is None)
+    return sum(_misread_share(run, page, letters=2) > 0.6 for run in runs)
 
 
 def _is_certain(run: str, new: str | None, *, letters: int, oddities: int) -> bool:
@@ -189,10 +199,12 @@ def _check_undone(text: str) -> None:
             raise DataError(f"broken encoding: UTF-8 read as {page}, with letters lost", got=_around(text, misread[:4]))
 
 
-def _misread_share(run: str, code_page: str) -> float:
+def _misread_share(run: str, code_page: str, *, letters: int = 1) -> float:
+    """The share of the run that is UTF-8 in this code page; 0 where that makes fewer letters than `letters`."""
     table = _bytes_of(code_page)
     data = bytes(table.get(c, 0) for c in run)
-    return sum(len(m) for m in _UTF8_LETTER.findall(data)) / len(data)
+    found = _UTF8_LETTER.findall(data)
+    return sum(map(len, found)) / len(data) if len(found) >= letters else 0.0
 
 
 def _around(text: str, what: str) -> str:

@@ -363,6 +363,7 @@ def _make_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 def _make_aside(folder: Path, make: Callable[[Path], None]) -> None:
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)  # a killed process of the same number may have left it
     try:
         aside.mkdir()
         make(aside)
