@@ -8,6 +8,7 @@ A `Site` is one module whose calls are tapped to get at a weight's writes.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -106,6 +107,20 @@ class Layout:
     @property
     def coverage(self) -> float:
         return self.n_measured / self.n_trainable if self.n_trainable else 0.0
+
+    def give_up(self, site: Site, reason: str) -> list[str]:
+        """Take a site's parameters out of the books (with every other site of theirs); their names."""
+        lost = {id(w.param): w for w in site.weights}
+        for other in self.sites:
+            for role in ("weight", "lora_b", "bias"):
+                held = getattr(other, role)
+                if held is not None and id(held.param) in lost:
+                    setattr(other, role, None)
+        for weight in lost.values():
+            self.unmeasured[weight.name], self.reasons[weight.name] = weight.param, reason
+            self.n_measured -= weight.param.numel()
+        self.tied = self.tied and self.head is not site and self.lookup is not site
+        return [w.name for w in lost.values()]
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
@@ -267,7 +282,27 @@ class _Builder:
         site = Site(name, module, "lora", a, scale=float(module.scaling[adapter]), lora_b=b)
         self.sites.append(site)
 
+    def _drop(self, unmeasurable: set[int], reason: str) -> None:
+        """Give up the parameters of these ids wherever they stand."""
+        for site in self.sites:
+            for which in ("weight", "lora_b", "bias"):
+                weight = getattr(site, which)
+                if weight is not None and id(weight.param) in unmeasurable:
+                    setattr(site, which, None)
+                    self.reasons[self.moved[id(weight.param)][0]] = reason
+        self.sites = [s for s in self.sites if s.weights or s.head]
+
+    def _check(self) -> None:
+        """Drop what the sites would measure only in part."""
+        holders = Counter(id(p) for m in self.model.modules() for p in m.parameters(recurse=False))
+        claims = Counter(id(w.param) for s in self.sites for w in s.weights)
+        self._drop({i for i in claims if claims[i] < holders[i]}, "it is shared with a module that is not known here")
+        if not any(s.lookup for s in self.sites):  # the batch's rows share the gradient at the positions
+            positions = {id(w.param) for s in self.sites if s.positions for w in s.weights}
+            self._drop(positions, "the token embedding does not train, so examples cannot be told apart here")
+
     def layout(self) -> Layout:
+        self._check()
         head = next((s for s in self.sites if s.head), None)
         lookup = next((s for s in self.sites if s.lookup), None)
         tied = bool(head and lookup and head.weight and head.weight.param is lookup.weight.param)

@@ -8,6 +8,7 @@ them is the sink's business.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from intaglio.errors import UnmeasurableError
 from intaglio.example import example_id
+from intaglio.model import fused
 from intaglio.model.layout import Layout, Site, causal_lm
 
 
@@ -113,6 +116,7 @@ class Tap:
         on_write: called as (site, pass, a, b) in the backward pass.
         on_logits: called as (pass, logits, gradient) when the gradient at the logits is known.
         on_fault: called with the exception when anything here or in a callback fails.
+        on_bypass: called with the reason when a forward did not use the head in a way that can be measured.
     """
 
     def __init__(
@@ -124,9 +128,14 @@ class Tap:
         on_logits: Callable,
         on_pass: Callable,
         on_fault: Callable,
+        on_bypass: Callable = lambda reason: None,
     ) -> None:
         self.model, self.layout = causal_lm(model), layout
         self.on_write, self.on_logits, self.on_pass, self.on_fault = on_write, on_logits, on_pass, on_fault
+        self.on_bypass = on_bypass
+        self.head_form = fused.head_form(getattr(self.model, "config", None))
+        self._fused_proved = False
+        self._names = list(inspect.signature(self.model.forward).parameters)
         self.enabled = True
         self.current: Pass | None = None
         self._in_backward: Pass | None = None
@@ -136,6 +145,9 @@ class Tap:
         add = self._handles.append
         add(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
         add(self.model.register_forward_hook(self._end, with_kwargs=True))
+        backbone = getattr(self.model, "base_model", self.model)
+        if self.layout.head is not None and backbone is not self.model:
+            add(backbone.register_forward_hook(self._hidden))
         for site in self.layout.sites:
             add(site.module.register_forward_hook(partial(self._after, site), with_kwargs=True))
             if site.kind == "lora":
@@ -168,10 +180,11 @@ class Tap:
             self._guard(self._start_pass, args, kwargs)
 
     def _start_pass(self, args: tuple, kwargs: dict) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
+        kwargs = dict(zip(self._names, args)) | kwargs
+        ids = kwargs.get("input_ids")
         if ids is None:
             raise ValueError("the model was called without input_ids")
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        mask = kwargs.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape == ids.shape else None
         segment, n_slots, blocks = segments(ids, mask, kwargs.get("position_ids"))
         kept = kwargs.get("logits_to_keep", 0)
@@ -188,8 +201,12 @@ class Tap:
         current = self._pass_of_call()
         if current is None or not self.enabled or not torch.is_grad_enabled():
             return
+        if site.head:
+            current.extras["head"] = True
         if not isinstance(output, Tensor) or not output.requires_grad:
             return
+        if not site.weights and not site.head:
+            return  # nothing of it is measured any more
         a = args[0] if args else next(iter(kwargs.values()))
         output.register_hook(partial(self._caught, site, current, a.detach()))
 
@@ -210,10 +227,56 @@ class Tap:
 
     def _end(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
         current, self.current = self.current, None
-        logits = getattr(output, "logits", output if isinstance(output, Tensor) else None)
-        if current is None or not self.enabled or not isinstance(logits, Tensor) or not logits.requires_grad:
+        if current is None or not self.enabled:
             return
-        logits.register_hook(partial(self._caught_logits, current, logits.detach()))
+        logits = getattr(output, "logits", output if isinstance(output, Tensor) else None)
+        hidden, called = current.extras.pop("hidden", None), current.extras.pop("head", False)
+        if isinstance(logits, Tensor) and logits.requires_grad:
+            logits.register_hook(partial(self._caught_logits, current, logits.detach()))
+        if not called and self.layout.head is not None:
+            self._guard(self._headless, current, hidden, output)
+
+    def _hidden(self, module: nn.Module, args: tuple, output: object) -> None:
+        states = getattr(output, "last_hidden_state", None)
+        if self.current is not None and self.enabled and isinstance(states, Tensor):
+            self.current.extras["hidden"] = states.detach()
+
+    def _headless(self, current: Pass, hidden: Tensor | None, output: object) -> None:
+        """The head's module did not run: measure it through the fused output, or say that it is not measured."""
+        log_probs = getattr(output, "log_probs", None)
+        scored = isinstance(log_probs, Tensor) and log_probs.ndim == 2
+        if not scored or not log_probs.requires_grad or hidden is None or current.labels_BT is None:
+            self.on_bypass("a fused loss bypasses the head")
+            return
+        if not self._fused_proved:
+            head = self.layout.head.module
+            if not fused.reproduces(head, hidden, current.target_BT(), log_probs.detach(), self.head_form):
+                self.on_bypass("a fused loss bypasses the head and its log-probabilities are not those of the head")
+                return
+            self._fused_proved = True
+        log_probs.register_hook(partial(self._caught_log_probs, current, hidden))
+        entropy = getattr(output, "entropy", None)
+        if isinstance(entropy, Tensor) and entropy.requires_grad:
+            entropy.register_hook(self._caught_entropy)
+
+    def _caught_log_probs(self, current: Pass, hidden: Tensor, gradient: Tensor) -> None:
+        self._live(current)
+        self._in_backward = current
+        self._guard(self._fused_writes, current, hidden, gradient.detach())
+
+    def _fused_writes(self, current: Pass, hidden: Tensor, gradient: Tensor) -> None:
+        head = self.layout.head
+        logits, at_logits, at_head = fused.head_gradients(
+            head.module, hidden, current.target_BT(), gradient, self.head_form
+        )
+        self.on_logits(current, logits, at_logits)
+        if head.weights:
+            self.on_write(head, current, hidden, at_head)
+
+    def _caught_entropy(self, gradient: Tensor) -> None:
+        if self.enabled and bool(gradient.any()):
+            self.enabled = False
+            self.on_fault(UnmeasurableError("a loss on the entropy that a fused head reports is not measured"))
 
     def _caught_logits(self, current: Pass, logits: Tensor, gradient: Tensor) -> None:
         self._live(current)

@@ -1,0 +1,164 @@
+"""Push is the length of a separate backward pass per example, whatever shares the batch with it."""
+
+import pytest
+import torch
+from study import train
+from tiny import BUILDERS, Micro, build, micro, micro_packed, texts
+from truth.gradients import example_gradient, length
+
+RTOL = 1e-5
+
+
+def _push(model, micros, out, **how):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    return train(model, optimizer, [micros], out, level="norms", **how)
+
+
+def _truth(model, examples):
+    return [length(example_gradient(model, e)) for e in examples]
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_push_equals_a_separate_backward(family, tmp_path):
+    model, examples = build(family), texts()
+    study = _push(model, [micro(examples)], tmp_path / "run")
+    visits = study.rows("visits")
+    assert [v["push"] for v in visits] == pytest.approx(_truth(model, examples), rel=RTOL)
+    assert {v["push_kind"] for v in visits} == {"token_sum"}
+    assert study.rows("steps")[0]["gradient_match"] < 1e-5
+    assert study.run.manifest["coverage"] == 1.0
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "gpt2", "gemma3", "phi3", "neox", "qwen3"])
+@pytest.mark.parametrize("how", ["left", "packed", "longer", "reversed", "alone", "accumulated"])
+def test_push_does_not_depend_on_the_batch(family, how, tmp_path):
+    model, examples = build(family), texts((7, 12, 4, 9))
+    arrangements = {
+        "left": [micro(examples, side="left")],
+        "packed": [micro_packed([[*examples]])],
+        "longer": [micro(examples, length=20)],
+        "reversed": [micro(examples[::-1])],
+        "alone": [micro([e]) for e in examples],
+        "accumulated": [micro(examples[:1]), micro(examples[1:])],
+    }
+    micros = arrangements[how]
+    study = _push(model, micros, tmp_path / "run")
+    order = [e for m in micros for e in m.examples]
+    assert study.column("visits", "push") == pytest.approx(_truth(model, order), rel=RTOL)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3"])
+@pytest.mark.parametrize("width", [2, 4])
+def test_norms_of_heads_are_summed_over_heads_when_positions_are_as_many(family, width, tmp_path):
+    """Four heads (two of them shared) and four or two positions: the axes cannot be told apart by size."""
+    model, examples = build(family), texts((width,) * 4)
+    study = _push(model, [micro(examples)], tmp_path / "run")
+    assert study.column("visits", "push") == pytest.approx(_truth(model, examples), rel=RTOL)
+    assert study.rows("steps")[0]["gradient_match"] < 1e-5
+
+
+def _summed(model, one, n):
+    logits = model(**{k: v for k, v in one.inputs.items() if k != "labels"}, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), one.inputs["labels"][:, 1:].flatten(), reduction="sum"
+    )
+
+
+def _per_example_mean(model, one, n):
+    logits = model(**{k: v for k, v in one.inputs.items() if k != "labels"}, use_cache=False).logits
+    target = one.inputs["labels"][:, 1:]
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].mT, target, reduction="none")
+    return (losses.sum(1) / (target != -100).sum(1)).mean() * 3.0
+
+
+def _negative(model, one, n):
+    return -_summed(model, one, n)
+
+
+@pytest.mark.parametrize("loss", [_summed, _per_example_mean, _negative])
+@pytest.mark.parametrize("family", ["gpt2", "llama_tied"])
+def test_push_does_not_depend_on_the_reduction(family, loss, tmp_path):
+    model, examples = build(family), texts()
+    study = _push(model, [micro(examples)], tmp_path / "run", loss=loss)
+    assert study.column("visits", "push") == pytest.approx(_truth(model, examples), rel=RTOL)
+    assert {v["push_kind"] for v in study.rows("visits")} == {"token_sum"}
+
+
+def test_a_loss_that_weighs_tokens_differently_is_flagged(tmp_path):
+    def smoothed(model, one, n):
+        logits = model(**{k: v for k, v in one.inputs.items() if k != "labels"}, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), one.inputs["labels"][:, 1:].flatten(), label_smoothing=0.3
+        )
+
+    model, examples = build("llama_gqa"), texts()
+    study = _push(model, [micro(examples)], tmp_path / "run", loss=smoothed)
+    assert {v["push_kind"] for v in study.rows("visits")} == {"as_weighted"}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama_tied"])
+@pytest.mark.parametrize("frozen", ["embeddings", "biases", "first layer"])
+def test_frozen_parameters_are_not_in_the_push(family, frozen, tmp_path):
+    model, examples = build(family), texts()
+    for name, p in model.named_parameters():
+        where = "embed" in name or "wte" in name or "wpe" in name, p.ndim < 2, ".0." in name
+        p.requires_grad_(not where[["embeddings", "biases", "first layer"].index(frozen)])
+    study = _push(model, [micro(examples)], tmp_path / "run")
+    assert study.column("visits", "push") == pytest.approx(_truth(model, examples), rel=RTOL)
+    assert study.rows("steps")[0]["gradient_match"] < 1e-5
+
+
+def test_keyword_and_positional_arguments_are_the_same(tmp_path):
+    model, examples = build("llama_gqa"), texts()
+    inputs = micro(examples, side="left").inputs
+
+    def positional(model, one, n):
+        logits = model(inputs["input_ids"], inputs["attention_mask"], inputs["position_ids"]).logits
+        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
+
+    study = _push(model, [Micro(inputs, examples)], tmp_path / "run", loss=positional)
+    assert study.column("visits", "push") == pytest.approx(_truth(model, examples), rel=RTOL)
+
+
+def test_packed_rows_given_by_position_are_told_apart(tmp_path):
+    model, examples = build("llama_gqa"), texts((5, 7, 4))
+    one = micro_packed([examples])
+
+    def positional(model, one, n):
+        inputs = one.inputs
+        logits = model(inputs["input_ids"], None, inputs["position_ids"], use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
+
+    study = _push(model, [one], tmp_path / "run", loss=positional)
+    assert study.column("visits", "push") == pytest.approx(_truth(model, examples), rel=RTOL)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_learnt_positions_that_are_shared_by_the_batch(rows, frozen, tmp_path):
+    """Without position ids GPT-2 looks its positions up once for all rows, so the gradient there is summed."""
+    model, examples = build("gpt2"), texts((7, 12, 9)[:rows])
+    model.transformer.wte.weight.requires_grad_(not frozen)
+    one = micro(examples)
+    del one.inputs["position_ids"]
+    study = _push(model, [one], tmp_path / "run")
+    model.transformer.wpe.weight.requires_grad_(not frozen)  # cannot be measured alone, and is named
+    assert study.run.manifest["unmeasured"] == (["transformer.wpe.weight"] if frozen else [])
+    assert study.column("visits", "push") == pytest.approx(_truth(model, examples), rel=RTOL)
+    assert study.rows("steps")[0]["gradient_match"] < 1e-5
+
+
+def test_a_parameter_used_in_an_unknown_way_too_is_not_called_measured(tmp_path):
+    """The head is tied to a lookup of an unknown class: measuring the head alone would be half the truth."""
+
+    class Odd(torch.nn.Embedding):
+        def forward(self, ids):
+            return super().forward(ids) * 2.0
+
+    model = build("llama_tied")
+    odd = Odd(*model.model.embed_tokens.weight.shape)
+    odd.weight = model.lm_head.weight
+    model.model.embed_tokens = odd
+    study = _push(model, [micro(texts())], tmp_path / "run")
+    assert study.run.manifest["unmeasured"] == ["model.embed_tokens.weight"]
+    assert study.rows("steps")[0]["gradient_match"] < 1e-5
