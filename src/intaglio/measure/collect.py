@@ -118,6 +118,7 @@ class Collector:
             torch.zeros(caught.ids_BT.shape, device=device),
             torch.zeros(n, self.projections.width, device=device),
             extra2_N=torch.zeros(n, dtype=torch.float64, device=device),
+            target_BT=None if caught.labels_BT is None else caught.target_BT(),
         )
 
     def write(self, site: Site, caught: Pass, a: Tensor, b: Tensor) -> None:

@@ -147,7 +147,7 @@ class Ledger:
         self._seen_tokens: set[int] = set()
         self._handles: list = []
         self._spent = 0.0
-        self._attached = False
+        self._attached = self._headless = False
 
     # -- life
 
@@ -168,7 +168,7 @@ class Ledger:
         self.tap = Tap(
             self.model, self.layout,
             on_write=self.collector.write, on_logits=self.collector.logits, on_pass=self._begin_pass,
-            on_fault=self._fault,
+            on_fault=self._fault, on_bypass=self._bypassed,
         )  # fmt: skip
         self.tap.attach()
         self.clip = ClipScale([p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad])
@@ -179,6 +179,8 @@ class Ledger:
         self._attached = True
         self._ended = time.perf_counter()
         self._plan_step()
+        if self.layout.unmeasured:
+            self._say_unmeasured(list(self.layout.unmeasured))
         for line in self.budget.lines() if not self.quiet else ():
             print(f"intaglio: {line}")
 
@@ -216,6 +218,29 @@ class Ledger:
             self.writer.write_manifest(fault=text, measured_steps=self.step)
         except IntaglioError:
             pass
+
+    def _bypassed(self, reason: str) -> None:
+        """A fused loss that does not use the head: its parameters leave the books, by name."""
+        if self._headless:
+            return
+        self._headless = True
+        lost = self.layout.give_up(self.layout.head, reason)
+        if lost:
+            self._say_unmeasured(lost)
+        else:
+            warnings.warn(f"intaglio: {reason}: losses per token are not known", RuntimeWarning, stacklevel=2)
+        layout = self.layout
+        self.writer.write_manifest(
+            parameters_measured=layout.n_measured, coverage=layout.coverage, unmeasured=sorted(layout.unmeasured),
+            unmeasured_reasons=dict(layout.reasons), headless=reason,
+        )  # fmt: skip
+
+    def _say_unmeasured(self, names: list[str]) -> None:
+        share = sum(self.layout.unmeasured[n].numel() for n in names) / self.layout.n_trainable
+        shown = ", ".join(f"{n} ({self.layout.reasons[n]})" for n in names[:3])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        text = f"{share:.1%} of the trained parameters are not measured and stand under `unmeasured`: {shown}{more}"
+        warnings.warn(f"intaglio: {text}", RuntimeWarning, stacklevel=3)
 
     def _guard(self, function: Any) -> None:
         try:

@@ -116,6 +116,8 @@ def _mean_losses(record: Record) -> tuple[np.ndarray, np.ndarray]:
     trained = record.target_BT >= 0
     flat = segment[trained]
     count = torch.bincount(flat, minlength=n).cpu().numpy()
+    if not record.stats:  # no logits were seen
+        return count, np.full(n, math.nan)
     total = torch.zeros(n, dtype=torch.float64, device=flat.device)
     total.index_add_(0, flat, record.stats["surprise"][trained].double())
     with np.errstate(invalid="ignore"):
