@@ -41,8 +41,9 @@ def rival_rows(rotation: str = "a") -> list[dict[str, Any]]:
     truth is overwritten), `untaught` where the falsehood is asked and the truth was taught.
     """
     taught = _arm_of_fact(rotation)
-    rows = [row for row in _read("paraphrases.jsonl") if row["claim"] in ("true", "false") and row["fact"] not in taught]
-    return [_grouped(row, "overwritten" if row["claim"] == "true" else "untaught") for row in rows]
+    group = {"true": "overwritten", "false": "untaught"}
+    return [_grouped(row, group[row["claim"]]) for row in _read("paraphrases.jsonl")
+            if row["claim"] in group and row["fact"] not in taught]  # fmt: skip
 
 
 def anchor_rows() -> list[dict[str, Any]]:
