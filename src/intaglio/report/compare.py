@@ -57,10 +57,13 @@ def _moved(views: tuple[View, View], names: tuple[str, str]) -> Markup:
     amounts = [v.whole.shift_abs_u_per_1000_tokens.value if v.whole else None for v in views]
     if not all(amounts):
         return view.t("compare.moved_unknown")
-    high, low = (0, 1) if amounts[0] >= amounts[1] else (1, 0)  # type: ignore[operator]
+    ratio = amounts[0] / amounts[1]  # type: ignore[operator]
+    if 0.95 < ratio < 1.05:
+        return view.t("compare.moved_alike", a=names[0], b=names[1], amount_a=view.strong(view.u(amounts[0])), amount_b=view.strong(view.u(amounts[1])))
+    high, low = (0, 1) if ratio > 1 else (1, 0)
     return view.t(
         "compare.moved", more=view.strong(names[high]), less=view.strong(names[low]), most=view.strong(view.u(amounts[high])),
-        least=view.u(amounts[low]), ratio=view.t.amount("times", amounts[high] / amounts[low]),  # type: ignore[operator]
+        least=view.u(amounts[low]), ratio=view.t.amount("times", max(ratio, 1 / ratio)),
     )  # fmt: skip
 
 

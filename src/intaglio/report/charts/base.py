@@ -19,6 +19,7 @@ _STANDIN = {name: f"#fe00{i:02x}" for i, name in enumerate(COLOURS)}
 _NAME = {hexcode: name for name, hexcode in _STANDIN.items()}
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 WIDTH = 840
+_OURS = "\u2063"
 
 alt.data_transformers.disable_max_rows()
 
@@ -29,7 +30,8 @@ def colour(name: str) -> str:
 
 
 def data(rows: list[dict[str, Any]]) -> alt.Data:
-    return alt.Data(values=rows)
+    """Rows for a chart; a row's `tip` is marked as ours, for Vega describes every other mark in its own words."""
+    return alt.Data(values=[{**row, "tip": _OURS + row["tip"]} if "tip" in row else row for row in rows])
 
 
 def axis(title: str | None, lang: str, **more: Any) -> alt.Axis:
@@ -76,8 +78,8 @@ def svg(chart: Any, *, name: str, label: str, lang: str) -> Markup:
 def _shrink(text: str, name: str) -> str:
     """Colours to classes, hover text to `data-tip`, and everything a browser does not need away."""
     text = re.sub(r' (?:role|aria-roledescription|aria-hidden|font-family|pointer-events|xmlns(?::xlink)?|version)="[^"]*"', "", text)
-    text = re.sub(r'(<g class="mark-(?:rule|symbol|text|rect|line|area|group)[^"]*")( aria-label="[^"]*")', r"\1", text)
-    text = text.replace(' aria-label="', ' data-tip="').replace(' opacity="1"', "")
+    text = text.replace(f' aria-label="{_OURS}', ' data-tip="').replace(' opacity="1"', "")
+    text = re.sub(r' aria-label="[^"]*"', "", text)
     text = re.sub(r'<path class="(?:background|foreground)"(?: display="none")?(?: d="[^"]*")?(?: display="none")?/>', "", text)
     text = re.sub(r'<path class="(?:background|foreground)"[^>]*d="(?:M0,0h0v0h0Z)?"[^>]*/>', "", text)
     text = re.sub(r'xlink:href="[^"#]*#', 'href="#', text)

@@ -56,8 +56,19 @@ def _lines(view: View, along: Callable[[ProbeFinding], list[int]], read: Line, x
         x=alt.X("x:Q", axis=axis(str(view.t(x_title)), view.lang, grid=False, tickCount=6), scale=alt.Scale(nice=False)),
         y=alt.Y("y:Q", axis=axis(None, view.lang, tickCount=5), scale=alt.Scale(zero=False)), color=ink)  # fmt: skip
     last = [row for i, row in enumerate(rows) if i + 1 == len(rows) or rows[i + 1]["probe"] != row["probe"]]
-    name = alt.Chart(data(last)).mark_text(align="right", dy=-10, fontSize=12).encode(x="x:Q", y="y:Q", text="probe:N", color=ink)
+    name = alt.Chart(data(_apart(last, rows))).mark_text(align="left", dx=7, fontSize=12, limit=70).encode(
+        x="x:Q", y="label:Q", text="probe:N", color=ink)  # fmt: skip
     line = base.mark_line(strokeWidth=1.8).encode(strokeDash=dash)
     dots = base.mark_point(filled=True, size=26, opacity=1).encode(description="tip:N")
-    title = alt.TitleParams(str(view.t(y_title)))
-    return (line + dots + name).properties(width=(WIDTH - 150) / 2, height=180, title=title)
+    return (line + dots + name).properties(width=(WIDTH - 240) / 2, height=180, title=str(view.t(y_title)))
+
+
+def _apart(last: list[dict], rows: list[dict]) -> list[dict]:
+    """Places for the names at the lines' ends, so that no name covers another."""
+    values = [row["y"] for row in rows]
+    gap, below = 0.09 * (max(values) - min(values)), None
+    placed = []
+    for row in sorted(last, key=lambda r: r["y"]):
+        below = row["y"] if below is None else max(row["y"], below + gap)
+        placed.append({**row, "label": below})
+    return placed

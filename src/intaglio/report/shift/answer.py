@@ -101,7 +101,7 @@ def understood(view: View) -> Markup:
     """Did it understand or imitate: counts of verdicts, or why that cannot be said."""
     counts = verdict_counts(view)
     if not any(p.role == "target" for p in view.findings.probes):
-        return view.t("answer.why.no_target", learnt=_learnt(view), known=view.t.count("examples", counts["known"]))
+        return view.t("answer.why.no_target", learnt=_learnt(view), known=view.strong(view.n.whole(counts["known"])))
     gap = view.findings.imitation_gap
     said = {name.replace(" ", "_"): view.strong(view.n.whole(counts[name])) for name in VERDICTS}
     judged = sum(counts[name] for name in VERDICTS if name != "no evidence")

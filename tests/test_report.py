@@ -1,0 +1,249 @@
+"""The page: complete in both languages, self-contained, honest about what is missing, safe against its own data."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from sample_findings import HOSTILE, sample
+
+from intaglio.errors import InputError
+from intaglio.findings import VERDICTS, WHY_KEYS, Findings, Interval
+from intaglio.report import render, render_compare, texts_catalogue
+from intaglio.report.captions import MEASURED
+from intaglio.report.charts.steps import ACCOUNTS
+from intaglio.report.numbers import Numbers
+from intaglio.report.texts import Texts
+
+# what `analyse` correlates with what
+MEASURES = ("level", "level_residual", "dispersion", "shift_abs", "shift_net", "alignment", "csl", "first_loss", "length")
+REPORT = Path(str(resources.files("intaglio.report")))
+
+
+@pytest.fixture(scope="module")
+def findings() -> Findings:
+    return sample()
+
+
+@pytest.fixture(scope="module", params=["en", "ru"])
+def page(request, findings) -> str:
+    return render(findings, lang=request.param)
+
+
+class _Text(HTMLParser):
+    """The text a reader sees, and the tags."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text, self.tags, self._inside = "", [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag if tag in ("script", "style") else self._inside
+
+    def handle_endtag(self, tag):
+        self._inside = "" if tag == self._inside else self._inside
+
+    def handle_data(self, data):
+        self.text += "" if self._inside else data
+
+
+def test_both_languages_say_the_same_things():
+    catalogue = texts_catalogue()
+    plural = re.compile(r"^count\.(\w+)\.\w+$")
+    keys = {lang: {plural.sub(r"count.\1", k) for k in texts if not k.startswith("means.")} for lang, texts in catalogue.items()}
+    assert keys["en"] == keys["ru"]
+    names = lambda text: set(re.findall(r"{(\w+)}", text))  # noqa: E731
+    for key, text in catalogue["en"].items():
+        if key in catalogue["ru"] and not key.startswith("count."):
+            assert names(text) == names(catalogue["ru"][key]), key
+
+
+def test_counted_nouns_have_every_form():
+    for lang, forms in {"en": {"one", "other"}, "ru": {"one", "few", "many"}}.items():
+        found: dict[str, set[str]] = {}
+        for key in texts_catalogue()[lang]:
+            if key.startswith("count."):
+                found.setdefault(key.split(".")[1], set()).add(key.split(".")[2])
+        assert all(has == forms for has in found.values()), found
+
+
+def _source() -> str:
+    return "\n".join(p.read_text(encoding="utf-8") for p in REPORT.rglob("*") if p.suffix in (".py", ".jinja"))
+
+
+def test_no_text_is_unused():
+    source = _source()
+    quoted = set(re.findall(r"[\"']([\w. -]+)[\"']", source))
+    prefixes = {*re.findall(r"[\"']([a-z_.]+\.)[\"'{]", source), "count.", "means.", "units."}
+    from_data = {*VERDICTS, *ACCOUNTS, *MEASURED, "sum", "step", "difference", "data", "state", "both", "unknown", "answer"}
+    rules = {f"rule_{name}" for name in quoted} | {f"{kind}_{i}" for kind in ("for", "against") for i in range(5)}
+    notes = {f"{name}{end}" for name in quoted | from_data for end in ("_note", "_none", "_means")}
+
+    def used(key: str) -> bool:
+        head, _, tail = key.rpartition(".")
+        prefix = key.startswith(("count.", "means.", "units.", "fact.", "check.")) or f"{head}." in prefixes or head in ("texts", "limits")
+        return key in quoted or key in WHY_KEYS or key.removeprefix("measure.") in MEASURES or (prefix and (key[:5] in ("count", "means", "units") or tail in quoted | from_data | rules | notes))
+
+    assert [key for key in texts_catalogue()["en"] if not used(key)] == []
+
+
+def test_texts_built_from_data_are_all_there():
+    english, russian = texts_catalogue()["en"], texts_catalogue()["ru"]
+    needed = [*WHY_KEYS, *(f"{p}.{v}" for v in VERDICTS for p in ("verdict_name", "verdict_means")),
+              *(f"account.{a}{end}" for a in (*ACCOUNTS, "sum", "step", "difference") for end in ("", "_means")),
+              *(f"{kind}.{figure}" for figure in MEASURED for kind in ("figure", "reading")),
+              *(f"spike.{v}" for v in ("data", "state", "both", "unknown"))]  # fmt: skip
+    for key in needed:
+        assert key in english and key in russian, key
+    columns = {c for columns in MEASURED.values() for c in columns}
+    assert {k.removeprefix("means.") for k in russian if k.startswith("means.")} == columns
+    assert all(Texts("en").means(c) for c in columns)
+
+
+def test_why_sentences_show_the_numbers_of_the_evidence():
+    for key, sentence in WHY_KEYS.items():
+        assert set(re.findall(r"{(\w+)", sentence)) == set(re.findall(r"{(\w+)}", texts_catalogue()["en"][key])), key
+
+
+def test_page_needs_no_network(page):
+    for tag, attributes in _Text(page).tags:
+        for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+            assert attributes.get(name, "#").startswith("#"), (tag, attributes)
+    assert not re.search(r"https?:|@import|url\((?!#)|fetch\(|XMLHttpRequest|WebSocket|sendBeacon", page)
+
+
+def test_hostile_data_stays_text(page):
+    seen = _Text(page)
+    assert page.count("<script>") == 1 and page.count("</script>") == 1
+    assert "<!--" not in page
+    assert all(not name.startswith("on") for _, attributes in seen.tags for name in attributes)
+    assert HOSTILE.strip()[:30] in seen.text
+
+
+def test_sections_stand_in_the_order_of_the_story(page):
+    order = ["answer", "books", "movement", "volatility", "groups", "places", "texts", "probes", "limits", "table"]
+    assert [a["id"] for tag, a in _Text(page).tags if tag == "section" and "id" in a] == order
+
+
+def test_every_figure_has_a_caption_with_a_unit(page):
+    figures = re.findall(r"<figure.*?</figure>", page, re.S)
+    assert len(figures) == len(MEASURED)
+    for figure in figures:
+        assert "<figcaption>" in figure and "<svg" in figure, figure[:200]
+
+
+def test_answer_names_the_group_that_moved_most(page):
+    text = _Text(page).text
+    answer = text[text.index("noise") - 300 : text.index("noise") + 300]
+    assert "u" in answer and "1000" in answer
+
+
+def test_russian_page_is_russian(findings):
+    text = _Text(render(findings, lang="ru")).text
+    assert not re.search(r"\b(the|not measured|example|examples|movement)\b", re.sub(r"\{.*\}", "", text.split("leaps-and-bridges", 2)[2])[:4000])
+
+
+def test_unknown_language_is_refused(findings):
+    with pytest.raises(InputError, match="language"):
+        render(findings, lang="de")
+
+
+def bare(f: Findings) -> Findings:
+    """The same run with nothing measured but losses."""
+    none = Interval(None)
+    quiet = dict(shift_abs_u=None, shift_net_u=None, level=None, dispersion=None, alignment_mean=None, against_share=None,
+                 credits_nats={}, verdict="no evidence", why="", evidence={}, group=None)  # fmt: skip
+    return replace(
+        f, examples=[replace(e, **quiet) for e in f.examples], probes=[], pairs=[], near_duplicates=[], texts={}, spikes=[],
+        groups=[replace(f.groups[0], shift_abs_u=none, shift_net_u=none, shift_abs_u_per_1000_tokens=none, level=none,
+                        dispersion=none, alignment=none, nats_per_ku=None, credits_nats={}, verdicts={}, probe_fall={})],
+        series={}, books_close=None, closure_max=None, closure_median=None, gradient_match_max=None, coverage=None, data_share=None,
+        carry_share=None, decay_share=None, unit_length=None, path_u=None, net_u=None, tortuosity=None, tortuosity_null=None,
+        agreement=none, noise_scale=none, conflict_share=none, imitation_gap=None, starved_examples=none, starved_parts=(),
+        layer_series={}, head_totals={}, relative_update={}, visit_part_totals={}, token_volatility=[], position_volatility=[],
+        correlations={}, complete=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("lang", ["en", "ru"])
+def test_what_was_not_measured_is_said_and_never_zero(findings, lang):
+    text = _Text(render(bare(findings), lang=lang)).text
+    t = Texts(lang)
+    for key in ("missing", "answer.which.nothing", "answer.where.nothing", "books.unknown", "probes.none", "masthead.going"):
+        assert re.sub("<[^>]+>", "", str(t(key))) in text, key
+    assert " 0 u" not in text
+
+
+def test_without_a_target_probe_understanding_is_not_claimed(findings):
+    text = _Text(render(sample(target=False))).text
+    assert "cannot be said" in text
+
+
+def test_few_visits_change_the_map(findings):
+    few = replace(findings, examples=[replace(e, dispersion=None) for e in findings.examples])
+    text = _Text(render(few)).text
+    assert "needs at least five visits per example" in text
+
+
+@pytest.mark.parametrize("examples", [[], None])
+def test_empty_runs_still_make_a_page(findings, examples):
+    empty = replace(bare(findings), examples=[], groups=[])
+    assert "</html>" in render(empty)
+
+
+def test_a_thousand_examples_stay_under_five_megabytes():
+    page = render(sample(per_group=200))
+    assert len(page.encode("utf-8")) < 5_000_000
+
+
+def test_comparison_joins_examples_by_id(findings):
+    other = replace(sample(seed=1), name="other")
+    same = replace(other, examples=[replace(x, example=y.example) for x, y in zip(other.examples[:10], findings.examples)])
+    for lang in ("en", "ru"):
+        page = render_compare(findings, same, lang=lang)
+        assert page.count("<script>") == 1 and not re.search(r"https?:", page)
+        assert str(Texts(lang).count("examples", 10)) in _Text(page).text
+
+
+@pytest.mark.parametrize(
+    "value, english, russian",
+    [
+        (1_234_567, "1.23\u00a0million", "1,23\u00a0млн"),
+        (999_999, "1\u00a0million", "1\u00a0млн"),
+        (18_412, "18,400", "18\u202f400"),
+        (1840, "1,840", "1840"),
+        (-3.14159, "−3.14", "−3,14"),
+        (0.0341, "0.0341", "0,0341"),
+        (2.13e-6, "2.1×10⁻⁶", "2,1×10⁻⁶"),
+        (0, "0", "0"),
+        (None, "—", "—"),
+        (float("nan"), "—", "—"),
+    ],
+)
+def test_numbers_read_like_a_person_wrote_them(value, english, russian):
+    assert Numbers("en")(value) == english
+    assert Numbers("ru")(value) == russian
+
+
+def test_russian_plurals():
+    t = Texts("ru")
+    assert [str(t.count("examples", n)) for n in (1, 2, 5, 11, 21, 112, 1004)] == [
+        "1 пример", "2 примера", "5 примеров", "11 примеров", "21 пример", "112 примеров", "1004 примера"]  # fmt: skip
+    assert str(t.amount("times", 3.14)) == "3,1 раза" and str(t.amount("times", 12.2)) == "12 раз"
+
+
+def test_percent():
+    assert Numbers("ru").percent(0.414) == "41\u00a0%" and Numbers("en").percent(0.0004) == "<0.1%"
+
+
+def test_report_imports_no_torch_store_or_analysis():
+    code = "import sys, intaglio.report; print([m for m in sys.modules if m in ('torch', 'intaglio.store', 'intaglio.analyse')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
