@@ -17,6 +17,8 @@ from intaglio.measure.rules import Rule, denominator, rule_for
 from intaglio.model.layout import Layout, Site, Weight
 
 PIECE = 1 << 16  # numbers per piece: a few such buffers fit a core's cache
+ROUNDING_STRIDE = 7  # every 7th coordinate stands for the rounding of a large piece; prime, so no column is favoured
+SMALL_PIECE = 1 << 12
 SAMPLES = 64  # strided coordinates per parameter for the clip scale
 FOREIGN = 1e-5  # spread of the clip scale over coordinates beyond which a gradient was not merely scaled
 NET_STRIDE = 61  # every 61st coordinate stands for the distance from the start
@@ -108,52 +110,73 @@ def settle_parameter(
     rule = rule_for(rule_name, group, state, had_buffer=key in snapshot.had_buffer)
     if not rule.formula:
         return _by_projection(weight, snapshot, scale)
-    after, before, momentum, grad = (_matrix(t) for t in (p.detach(), snapshot.theta[key], snapshot.momentum[key], p.grad))
+    tensors = [_matrix(t) for t in (p.detach(), snapshot.theta[key], snapshot.momentum[key], p.grad)]
     second = {rule.second: _matrix(state[rule.second])} if rule.second else {}
-    sums = {name: torch.zeros(weight.n_units, dtype=torch.float64, device=p.device) for name in _SUMS}
     ulp = 2 * torch.finfo(p.dtype).eps
-    for rows, unit in pieces(after.shape, weight):
-        found = _piece(rule, after[rows], before[rows], momentum[rows], grad[rows], denominator(rule, second, rows), ulp)
-        for name, product in found.items():
-            if unit is None:
-                sums[name] += reduce_units(product, weight)
-            else:
-                sums[name][unit] += product.sum()
-    return ParamBooks(rule, scale, *(sums[n] for n in _SUMS), torch.zeros_like(sums["uu"]), snapshot.momentum[key])
-
-
-_SUMS = ("uu", "ww", "carry", "decay", "rounding")
+    columns = weight.axis == 1 and weight.n_units > 1
+    found: dict[int, list[Tensor]] = {unit: [] for unit in range(1 if columns else weight.n_units)}
+    for rows, unit in pieces(tensors[0].shape, weight):
+        piece = [t[rows] for t in tensors]
+        found[unit or 0].append(_piece(rule, *piece, denominator(rule, second, rows), ulp, weight if columns else None))
+    sums = torch.stack([torch.stack(rows).sum(0, dtype=torch.float64) for rows in found.values()])  # (U or 1, 5[, U])
+    by_unit = sums[0].unbind(0) if columns else sums.unbind(1)
+    zero = torch.zeros(weight.n_units, dtype=torch.float64, device=p.device)
+    return ParamBooks(rule, scale, *by_unit, zero, snapshot.momentum[key])
 
 
 def _piece(
-    rule: Rule, after: Tensor, before: Tensor, momentum: Tensor, grad: Tensor, d: Tensor | None, ulp: float
-) -> dict[str, Tensor]:
-    """Elementwise products of one piece; `momentum` becomes R = U/D."""
+    rule: Rule, after: Tensor, before: Tensor, momentum: Tensor, grad: Tensor, d: Tensor | None, ulp: float,
+    columns: Weight | None,
+) -> Tensor:  # fmt: skip
+    """(uu, ww, carry, decay, rounding) of one piece, per unit of columns if given; `momentum` becomes R = U/D."""
     before, after = before.float(), after.float()
     update = after - before
     r = update if d is None else update / d
-    asked = grad * rule.data
-    if rule.carry:
-        asked = asked.add_(momentum, alpha=rule.carry)
-    if rule.decay and rule.decay_over_denominator:
-        asked = asked.add_(before, alpha=rule.decay)
-    if d is not None:
-        asked = asked.div_(d)
-    if rule.decay and not rule.decay_over_denominator:
-        asked = asked.add_(before, alpha=rule.decay)
-    # Rounding may explain two units in the last place of the weight and no more, so that a
-    # wrong formula cannot hide in it.
-    bound = before.abs().mul_(ulp).add_(update.abs(), alpha=ulp)
-    swallowed = torch.minimum(torch.maximum(update - asked, -bound), bound)
-    found = {
-        "uu": update * update,
-        "ww": before * before,
-        "carry": (momentum * r).mul_(rule.carry),
-        "decay": (before * (r if rule.decay_over_denominator else update)).mul_(rule.decay),
-        "rounding": swallowed.mul_(update),
-    }
+
+    def dot(x: Tensor, y: Tensor, factor: float = 1.0) -> Tensor:
+        if columns is not None:
+            return (x * y).view(len(x), columns.n_units, -1).sum((0, 2)).mul_(factor)
+        return torch.dot(x.reshape(-1), y.reshape(-1)).mul_(factor)
+
+    uu = dot(update, update)
+    nothing = torch.zeros_like(uu)
+    carry = dot(momentum.float(), r, rule.carry) if rule.carry else nothing
+    decay = dot(before, r if rule.decay_over_denominator else update, rule.decay) if rule.decay else nothing
+    rounding = _rounding(rule, update, before, momentum, grad, d, ulp)
+    if columns is not None:
+        rounding = rounding / columns.n_units + nothing
+    found = torch.stack([uu, dot(before, before), carry, decay, rounding])
     momentum.copy_(r)
     return found
+
+
+def _rounding(
+    rule: Rule, update: Tensor, before: Tensor, momentum: Tensor, grad: Tensor, d: Tensor | None, ulp: float
+) -> Tensor:
+    """<what precision swallowed, U> of a piece, from every 7th coordinate of a large one.
+
+    Rounding may explain two units in the last place of the weight and no more, so that a
+    wrong formula cannot hide in it.
+    """
+    stride = ROUNDING_STRIDE if update.numel() > SMALL_PIECE else 1
+    update, before, momentum, grad = (_strided(t, stride) for t in (update, before, momentum, grad))
+    asked = grad.float() * rule.data
+    if rule.carry:
+        asked.add_(momentum, alpha=rule.carry)
+    if rule.decay and rule.decay_over_denominator:
+        asked.add_(before, alpha=rule.decay)
+    if d is not None:
+        asked.div_(_strided(d, stride))
+    if rule.decay and not rule.decay_over_denominator:
+        asked.add_(before, alpha=rule.decay)
+    bound = before.abs().add_(update.abs()).mul_(ulp)
+    swallowed = torch.clamp(update - asked, -bound, bound)
+    return torch.dot(swallowed, update) * stride
+
+
+def _strided(t: Tensor, stride: int) -> Tensor:
+    flat = t.reshape(-1)
+    return flat if stride == 1 else flat[::stride].contiguous()
 
 
 def _by_projection(weight: Weight, snapshot: Snapshot, scale: float) -> ParamBooks:
