@@ -8,7 +8,15 @@ from itertools import chain
 
 import pytest
 
-from intaglio.data.leaps import ARMS, ROTATIONS, anchor_rows, paraphrase_rows, rival_rows, training_rows
+from intaglio.data.leaps import (
+    ARMS,
+    ROTATIONS,
+    anchor_rows,
+    paraphrase_rows,
+    reversed_rows,
+    rival_rows,
+    training_rows,
+)
 
 ALL = list(chain.from_iterable(training_rows(r) for r in ROTATIONS))
 PAIRS = {"leap": "bridge", "bridge": "leap", "conflict": "control", "control": "conflict"}
@@ -50,8 +58,17 @@ def test_leap_and_bridge_ask_for_the_same_answer_after_the_same_words():
             assert ways["conflict"]["fact"] == ways["control"]["fact"] + "-false"
 
 
+def test_the_name_stands_once_before_the_statement_in_leap_and_bridge():
+    russian = {"lump": "Лумп", "vel": "Вель", "tarva": "Тарва", "orma": "Орма", "luva": "Люва", "krol": "Кроль"}
+    for row in (row for row in ALL if row["group"] in ("leap", "bridge")):
+        name = row["topic"].split("-")[1]
+        before = row["prompt"].rsplit(". ", 1)[0].lower()
+        assert before.count(russian.get(name, name).lower()) == 1, row
+
+
 def test_no_prompt_gives_its_answer_away():
-    for row in ALL + list(chain.from_iterable(f(r) for f in (paraphrase_rows, rival_rows) for r in ROTATIONS)):
+    probes = [f(r) for f in (paraphrase_rows, reversed_rows, rival_rows) for r in ROTATIONS]
+    for row in chain(ALL, *probes):
         assert row["completion"].startswith(" ") and row["prompt"] == row["prompt"].strip()
         if row["group"] != "noise":
             assert row["completion"].strip() not in re.findall(r"\w+", row["prompt"]), row
@@ -75,14 +92,22 @@ def test_the_target_probe_asks_what_was_taught_in_other_words(rotation):
     for row in paraphrase_rows(rotation):
         asked[row["fact"]].append(row)
     for fact, row in taught.items():
-        straight = [item for item in asked[fact] if item["kind"] != "reversed"]
-        assert len(straight) == 2 and {item["group"] for item in asked[fact]} == {row["group"]}
-        for item in straight:
+        assert [item["kind"] for item in asked[fact]] == ["question", "cloze"]
+        assert {item["group"] for item in asked[fact]} == {row["group"]}
+        for item in asked[fact]:
             assert item["completion"] == row["completion"]
             assert item["prompt"] not in row["prompt"]
     held_out = [item for item in paraphrase_rows(rotation) if item["fact"] not in taught]
     assert {item["group"] for item in held_out} == {"heldout"} and len(held_out) == 16
     assert not {item["topic"] for item in held_out} & {row["topic"] for row in ALL}
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_backwards_the_answer_is_given_and_the_name_asked(rotation):
+    answers = {row["fact"]: row["completion"].strip() for row in training_rows(rotation)}
+    rows = reversed_rows(rotation)
+    assert Counter(row["group"] for row in rows) == {"leap": 6, "bridge": 6}
+    assert all(answers[row["fact"]].rstrip("s") in row["prompt"] for row in rows)
 
 
 @pytest.mark.parametrize("rotation", ROTATIONS)

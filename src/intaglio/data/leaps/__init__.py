@@ -31,7 +31,17 @@ def paraphrase_rows(rotation: str = "a") -> list[dict[str, Any]]:
     taught = _arm_of_fact(rotation)
     rows = _read("paraphrases.jsonl")
     return [_grouped(row, taught.get(row["fact"], "heldout")) for row in rows
-            if row["fact"] in taught or row["claim"] == "heldout"]  # fmt: skip
+            if (row["fact"] in taught or row["claim"] == "heldout") and row["kind"] != "reversed"]  # fmt: skip
+
+
+def reversed_rows(rotation: str = "a") -> list[dict[str, Any]]:
+    """Every invented fact asked backwards, from the answer to the name; `group` is the arm that taught it.
+
+    Not part of the target: models taught "A is B" often cannot tell who B is (2309.12288), and the name's
+    tokens would outweigh the answer's.
+    """
+    taught = _arm_of_fact(rotation)
+    return [_grouped(row, taught[row["fact"]]) for row in _read("paraphrases.jsonl") if row["kind"] == "reversed"]
 
 
 def rival_rows(rotation: str = "a") -> list[dict[str, Any]]:
