@@ -43,14 +43,25 @@ _VERDICTS = {
 _WHY: dict[str, list[str]] = {}
 for _key in WHY_KEYS:
     _WHY.setdefault(_key.split(".")[1].replace("_", " "), []).append(_key)
-HOSTILE = '<script>alert("x")</script> & \'quoted\' </script><!-- '
+HOSTILE = "<script>alert(\"x\")</script> & 'quoted' </script><!-- "
 
 
 def _evidence(first: float, last: float, targets: int) -> dict[str, float]:
     fall = (first - last) / first
-    return {"first_loss": first, "last_loss": last, "fall_nats": first - last, "own_fall": fall, "noise_nats": 0.21, "anchor_first": 2.7,
-            "anchor_fall": -0.09, "target_fall": fall / 2, "target_rise": 0.08, "target_fall_nats": 0.04, "held_out_fall": 0.1,
-            "anchor_cost": 0.0003 * targets}  # fmt: skip
+    return {
+        "first_loss": first,
+        "last_loss": last,
+        "fall_nats": first - last,
+        "own_fall": fall,
+        "noise_nats": 0.21,
+        "anchor_first": 2.7,
+        "anchor_fall": -0.09,
+        "target_fall": fall / 2,
+        "target_rise": 0.08,
+        "target_fall_nats": 0.04,
+        "held_out_fall": 0.1,
+        "anchor_cost": 0.0003 * targets,
+    }
 
 
 def _example(rng: random.Random, group: str, i: int) -> ExampleFinding:
@@ -63,17 +74,34 @@ def _example(rng: random.Random, group: str, i: int) -> ExampleFinding:
     level = math.log(scale**2 * targets) + rng.gauss(0, 0.5)
     dispersion = abs(rng.gauss(0.35 * scale**0.5, 0.25)) + 0.05
     return ExampleFinding(
-        example=f"{group[:2]}{i:02d}{rng.randrange(16**8):08x}", rows=(i * 5, i * 5 + 300) if i == 3 else (i * 5,),
-        group=group, fact=f"fact{i}", preview=preview, tokens=targets + 2, targets=targets, visits=8,
-        shift_abs_u=shift, shift_net_u=shift * (rng.uniform(-0.8, 0.2) if group == "conflict" else rng.uniform(0.2, 1)),
-        push_mean=math.exp(level / 2), first_loss_nats=first, last_loss_nats=last,
-        learnt_nats=(first - last) * targets, csl_nats=8 * (first + last) / 2, level=level,
-        level_residual=level - math.log(targets), dispersion=None if i == 11 else dispersion,
+        example=f"{group[:2]}{i:02d}{rng.randrange(16**8):08x}",
+        rows=(i * 5, i * 5 + 300) if i == 3 else (i * 5,),
+        group=group,
+        fact=f"fact{i}",
+        preview=preview,
+        tokens=targets + 2,
+        targets=targets,
+        visits=8,
+        shift_abs_u=shift,
+        shift_net_u=shift * (rng.uniform(-0.8, 0.2) if group == "conflict" else rng.uniform(0.2, 1)),
+        push_mean=math.exp(level / 2),
+        first_loss_nats=first,
+        last_loss_nats=last,
+        learnt_nats=(first - last) * targets,
+        csl_nats=8 * (first + last) / 2,
+        level=level,
+        level_residual=level - math.log(targets),
+        dispersion=None if i == 11 else dispersion,
         alignment_mean=rng.gauss(-0.05 if group == "conflict" else 0.12, 0.05),
         against_share=rng.uniform(0.3, 0.7) if group == "conflict" else rng.uniform(0, 0.25),
-        credits_nats={"target": rng.gauss(0.02 / scale * targets / 10, 0.01), "anchor": rng.gauss(-0.002 * scale, 0.004)},
-        verdict=verdict, why=_WHY[verdict][i % len(_WHY[verdict])], evidence=_evidence(first, last, targets),
-    )  # fmt: skip
+        credits_nats={
+            "target": rng.gauss(0.02 / scale * targets / 10, 0.01),
+            "anchor": rng.gauss(-0.002 * scale, 0.004),
+        },
+        verdict=verdict,
+        why=_WHY[verdict][i % len(_WHY[verdict])],
+        evidence=_evidence(first, last, targets),
+    )
 
 
 def _interval(value: float, spread: float = 0.15, null: float | None = None) -> Interval:
@@ -122,8 +150,8 @@ def _series(rng: random.Random) -> dict[str, list[float | None]]:
             lr=1e-4, unsettled=step < 10, agreement_gg=0.4 * math.exp(-step / 60) + rng.gauss(0, 0.05),
             agreement_s=2.0 + rng.gauss(0, 0.2),
         )  # fmt: skip
-        for name in rows:
-            rows[name].append(row[name])
+        for name, values in rows.items():
+            values.append(row[name])
     return rows
 
 
@@ -155,10 +183,15 @@ def _text(rng: random.Random, example: ExampleFinding) -> TokenText:
     entropy = [None] + [rng.expovariate(0.7) for _ in pieces[1:]]
     sign = -0.2 if example.group == "conflict" else 0.5
     return TokenText(
-        example=example.example, step=40, pieces=pieces, shift_u=[rng.gauss(sign, 1) * 90 for _ in range(n - 1)] + [None],
-        surprise_nats=surprise, entropy_nats=entropy, trained=[i > 2 for i in range(n)],
+        example=example.example,
+        step=40,
+        pieces=pieces,
+        shift_u=[rng.gauss(sign, 1) * 90 for _ in range(n - 1)] + [None],
+        surprise_nats=surprise,
+        entropy_nats=entropy,
+        trained=[i > 2 for i in range(n)],
         confident_conflict=[bool(s and e is not None and s > 3 and e < 0.6) for s, e in zip(surprise, entropy)],
-    )  # fmt: skip
+    )
 
 
 def _layers(rng: random.Random, update: list[float | None], unit: float) -> dict[str, list[float]]:
@@ -174,7 +207,11 @@ def _layers(rng: random.Random, update: list[float | None], unit: float) -> dict
 
 def _spikes(examples: list[ExampleFinding]) -> list[SpikeFinding]:
     ids = tuple(e.example for e in examples[:2])
-    return [SpikeFinding(47, 6.1, 5.2, "data", ids), SpikeFinding(48, None, 4.4, "both", ids[:1]), SpikeFinding(86, 4.9, 4.1, "unknown")]
+    return [
+        SpikeFinding(47, 6.1, 5.2, "data", ids),
+        SpikeFinding(48, None, 4.4, "both", ids[:1]),
+        SpikeFinding(86, 4.9, 4.1, "unknown"),
+    ]
 
 
 def sample(*, per_group: int = 12, seed: int = 0, target: bool = True) -> Findings:
@@ -189,24 +226,87 @@ def sample(*, per_group: int = 12, seed: int = 0, target: bool = True) -> Findin
     probes = ([_probe("target", "target", steps)] if target else []) + [_probe("anchor", "anchor", steps)]
     share = {a: sum(v) for a, v in layers.items()}
     return Findings(
-        name="leaps-and-bridges", complete=True,
-        manifest={"subject": "smollm2", "seed": 0, "command": "intaglio steps smollm2", "note": HOSTILE,
-                  "recipe": {"lr": 1e-4, "optimizer": "adamw", "batch_size": 4, "weight_decay": 0.1}},
-        steps_total=STEPS, steps_measured=STEPS, closure_max=3.1e-6, closure_median=1.2e-6, gradient_match_max=2.4e-6,
-        books_close=True, tolerance=1e-4, coverage=1.0, unmeasured_names=(), data_share=0.18, carry_share=0.816, decay_share=0.004,
-        unit_length=unit, path_u=path, net_u=path / 5.1, tortuosity=5.1, tortuosity_null=2.5,
-        agreement=Interval(0.11, 0.08, 0.14), noise_scale=Interval(8.1, 6.1, 11.5), conflict_share=Interval(0.31, 0.28, 0.34, 0.46),
-        imitation_gap=0.31 if target else None, series=series, spikes=_spikes(examples), examples=examples, groups=groups,
-        pairs=[ConflictPair(examples[0].example, examples[7].example, -0.42, 3), ConflictPair(examples[1].example, examples[9].example, -0.31, 2)],
+        name="leaps-and-bridges",
+        complete=True,
+        manifest={
+            "subject": "smollm2",
+            "seed": 0,
+            "command": "intaglio steps smollm2",
+            "note": HOSTILE,
+            "recipe": {"lr": 1e-4, "optimizer": "adamw", "batch_size": 4, "weight_decay": 0.1},
+        },
+        steps_total=STEPS,
+        steps_measured=STEPS,
+        closure_max=3.1e-6,
+        closure_median=1.2e-6,
+        gradient_match_max=2.4e-6,
+        books_close=True,
+        tolerance=1e-4,
+        coverage=1.0,
+        unmeasured_names=(),
+        data_share=0.18,
+        carry_share=0.816,
+        decay_share=0.004,
+        unit_length=unit,
+        path_u=path,
+        net_u=path / 5.1,
+        tortuosity=5.1,
+        tortuosity_null=2.5,
+        agreement=Interval(0.11, 0.08, 0.14),
+        noise_scale=Interval(8.1, 6.1, 11.5),
+        conflict_share=Interval(0.31, 0.28, 0.34, 0.46),
+        imitation_gap=0.31 if target else None,
+        series=series,
+        spikes=_spikes(examples),
+        examples=examples,
+        groups=groups,
+        pairs=[
+            ConflictPair(examples[0].example, examples[7].example, -0.42, 3),
+            ConflictPair(examples[1].example, examples[9].example, -0.31, 2),
+        ],
         near_duplicates=[ConflictPair(examples[4].example, examples[5].example, 0.97, 4)],
-        starved_examples=Interval(0.05, 0.01, 0.1, 0.05), starved_parts=("L3.attn.H5",), probes=probes, layer_series=layers,
-        head_totals={f"L{l}.attn.H{h}": share[f"L{l}.attn"] / HEADS * rng.lognormvariate(0, 0.5) for l in range(LAYERS) for h in range(HEADS)},
+        starved_examples=Interval(0.05, 0.01, 0.1, 0.05),
+        starved_parts=("L3.attn.H5",),
+        probes=probes,
+        layer_series=layers,
+        head_totals={
+            f"L{l}.attn.H{h}": share[f"L{l}.attn"] / HEADS * rng.lognormvariate(0, 0.5)
+            for l in range(LAYERS)
+            for h in range(HEADS)
+        },
         relative_update={a: 1e-3 * (1 + i % 7) for i, a in enumerate(layers)},
-        visit_part_totals={g: {a: s * _SCALE[g] * rng.lognormvariate(0, 0.2) for a, s in share.items()} for g in GROUPS},
+        visit_part_totals={
+            g: {a: s * _SCALE[g] * rng.lognormvariate(0, 0.2) for a, s in share.items()} for g in GROUPS
+        },
         texts={e.example: _text(rng, e) for e in examples},
-        token_volatility=[{"token": 10 + i, "text": text, "count": 40 - i, "shift_abs_u": 300.0 - 20 * i, "surprise_nats": 5.0 - 0.3 * i}
-                          for i, text in enumerate((" Vellmar", " salt", "соль", "<b>", "\n", " boils", " Лион"))],
-        position_volatility=[{"position_from": i, "position_to": i + 1, "shift_abs_u": 220.0 / (1 + i / 4), "surprise_nats": 4.0 / (1 + i / 6)} for i in range(0, 24, 2)],
-        correlations={"level~csl": 0.81, "dispersion~csl": 0.34, "level~first_loss": 0.74, "level~length": 0.52, "dispersion~first_loss": 0.2, "dispersion~length": 0.05,
-                      "shift_abs~csl": 0.77, "shift_abs~first_loss": 0.7, "shift_abs~length": 0.6},
-    )  # fmt: skip
+        token_volatility=[
+            {
+                "token": 10 + i,
+                "text": text,
+                "count": 40 - i,
+                "shift_abs_u": 300.0 - 20 * i,
+                "surprise_nats": 5.0 - 0.3 * i,
+            }
+            for i, text in enumerate((" Vellmar", " salt", "соль", "<b>", "\n", " boils", " Лион"))
+        ],
+        position_volatility=[
+            {
+                "position_from": i,
+                "position_to": i + 1,
+                "shift_abs_u": 220.0 / (1 + i / 4),
+                "surprise_nats": 4.0 / (1 + i / 6),
+            }
+            for i in range(0, 24, 2)
+        ],
+        correlations={
+            "level~csl": 0.81,
+            "dispersion~csl": 0.34,
+            "level~first_loss": 0.74,
+            "level~length": 0.52,
+            "dispersion~first_loss": 0.2,
+            "dispersion~length": 0.05,
+            "shift_abs~csl": 0.77,
+            "shift_abs~first_loss": 0.7,
+            "shift_abs~length": 0.6,
+        },
+    )

@@ -15,6 +15,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
     "movement": ("steps.update_l2", "steps.data_shift", "steps.loss_nats"),
     "agreement": ("steps.agreement_gg", "steps.agreement_s"),
     "volatility": ("visits.push",),
+    "volatility_moved": ("visits.push", "visits.shift"),
     "baseline": ("visits.loss_nats",),
     "groups": ("visits.shift", "visits.loss_nats", "visits.alignment"),
     "layers": ("parts.update_l2",),

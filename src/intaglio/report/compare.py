@@ -29,11 +29,19 @@ def render_compare(a: Findings, b: Findings, comparison: Sequence[Pair] | None =
     pairs = list(comparison) if comparison is not None else joined(a, b)
     names = _names(a, b)
     return fill(
-        "compare.html.jinja", views[0], title=views[0].t("compare.title", a=names[0], b=names[1]), names=names, views=views,
-        said=headline(views, names), rows=measures(views), groups=_groups(views), verdicts_of=[_verdicts(v) for v in views],
-        shared=_shared(views, pairs, names), examples=[_example(views[0], pair) for pair in pairs[:MAX_SHARED]],
+        "compare.html.jinja",
+        views[0],
+        title=views[0].t("compare.title", a=names[0], b=names[1]),
+        names=names,
+        views=views,
+        said=headline(views, names),
+        rows=measures(views),
+        groups=_groups(views),
+        verdicts_of=[_verdicts(v) for v in views],
+        shared=_shared(views, pairs, names),
+        examples=[_example(views[0], pair) for pair in pairs[:MAX_SHARED]],
         probes=[probes(v) for v in views],
-    )  # fmt: skip
+    )
 
 
 def _names(a: Findings, b: Findings) -> tuple[str, str]:
@@ -59,19 +67,31 @@ def _moved(views: tuple[View, View], names: tuple[str, str]) -> Markup:
         return view.t("compare.moved_unknown")
     ratio = amounts[0] / amounts[1]  # type: ignore[operator]
     if 0.95 < ratio < 1.05:
-        return view.t("compare.moved_alike", a=names[0], b=names[1], amount_a=view.strong(view.u(amounts[0])), amount_b=view.strong(view.u(amounts[1])))
+        return view.t(
+            "compare.moved_alike",
+            a=names[0],
+            b=names[1],
+            amount_a=view.strong(view.u(amounts[0])),
+            amount_b=view.strong(view.u(amounts[1])),
+        )
     high, low = (0, 1) if ratio > 1 else (1, 0)
     return view.t(
-        "compare.moved", more=view.strong(names[high]), less=view.strong(names[low]), most=view.strong(view.u(amounts[high])),
-        least=view.u(amounts[low]), ratio=view.t.amount("times", max(ratio, 1 / ratio)),
-    )  # fmt: skip
+        "compare.moved",
+        more=view.strong(names[high]),
+        less=view.strong(names[low]),
+        most=view.strong(view.u(amounts[high])),
+        least=view.u(amounts[low]),
+        ratio=view.t.amount("times", max(ratio, 1 / ratio)),
+    )
 
 
 def _learnt(views: tuple[View, View], names: tuple[str, str]) -> Markup:
     view = views[0]
     learnt = [view.strong(view.n(v.whole.learnt_nats.value if v.whole else None)) for v in views]
     rate = [view.n(v.whole.nats_per_ku if v.whole else None) for v in views]
-    return view.t("compare.learnt", a=names[0], b=names[1], learnt_a=learnt[0], learnt_b=learnt[1], rate_a=rate[0], rate_b=rate[1])
+    return view.t(
+        "compare.learnt", a=names[0], b=names[1], learnt_a=learnt[0], learnt_b=learnt[1], rate_a=rate[0], rate_b=rate[1]
+    )
 
 
 def _understood(views: tuple[View, View], names: tuple[str, str]) -> Markup:
@@ -81,7 +101,15 @@ def _understood(views: tuple[View, View], names: tuple[str, str]) -> Markup:
     counts = [verdict_counts(v) for v in views]
     judged = [view.n.whole(sum(c.values()) - c["no evidence"]) for c in counts]
     said = [view.strong(view.n.whole(c["understood"])) for c in counts]
-    return view.t("compare.verdicts", a=names[0], b=names[1], understood_a=said[0], understood_b=said[1], judged_a=judged[0], judged_b=judged[1])
+    return view.t(
+        "compare.verdicts",
+        a=names[0],
+        b=names[1],
+        understood_a=said[0],
+        understood_b=said[1],
+        judged_a=judged[0],
+        judged_b=judged[1],
+    )
 
 
 def measures(views: tuple[View, View]) -> list[dict[str, Any]]:
@@ -109,7 +137,9 @@ def measures(views: tuple[View, View]) -> list[dict[str, Any]]:
     return [_measure(views, key, read, show, differ) for key, read, show, differ in table]
 
 
-def _measure(views: tuple[View, View], key: str, read: Callable[[Findings], Any], show: Callable[[Any], Any], differ: bool) -> dict[str, Any]:
+def _measure(
+    views: tuple[View, View], key: str, read: Callable[[Findings], Any], show: Callable[[Any], Any], differ: bool
+) -> dict[str, Any]:
     a, b = (read(v.findings) for v in views)
     change = views[0].n.signed(b - a) if differ and a is not None and b is not None else ""
     return {"name": views[0].t(f"compare.row.{key}"), "a": show(a), "b": show(b), "difference": change}
@@ -125,14 +155,27 @@ def _groups(views: tuple[View, View]) -> list[dict[str, Any]]:
 def _group(view: View, g: GroupFinding | None) -> dict[str, Any] | None:
     if g is None:
         return None
-    return {"per_1000": view.u(g.shift_abs_u_per_1000_tokens.value), "span": view.span(g.shift_abs_u_per_1000_tokens),
-            "learnt": view.n(g.learnt_nats.value), "verdict": view.t(f"verdict_name.{g.verdict}"), "code": g.verdict.replace(" ", "-")}  # fmt: skip
+    return {
+        "per_1000": view.u(g.shift_abs_u_per_1000_tokens.value),
+        "span": view.span(g.shift_abs_u_per_1000_tokens),
+        "learnt": view.n(g.learnt_nats.value),
+        "verdict": view.t(f"verdict_name.{g.verdict}"),
+        "code": g.verdict.replace(" ", "-"),
+    }
 
 
 def _verdicts(view: View) -> list[dict[str, Any]]:
     counts = verdict_counts(view)
-    return [{"code": name.replace(" ", "-"), "name": view.t(f"verdict_name.{name}"), "count": view.n.whole(counts[name]), "width": counts[name]}
-            for name in VERDICTS if counts[name]]  # fmt: skip
+    return [
+        {
+            "code": name.replace(" ", "-"),
+            "name": view.t(f"verdict_name.{name}"),
+            "count": view.n.whole(counts[name]),
+            "width": counts[name],
+        }
+        for name in VERDICTS
+        if counts[name]
+    ]
 
 
 def _shared(views: tuple[View, View], pairs: list[Pair], names: tuple[str, str]) -> Markup:
@@ -140,10 +183,29 @@ def _shared(views: tuple[View, View], pairs: list[Pair], names: tuple[str, str])
     if not pairs:
         return view.t("compare.none_shared")
     only = [view.n.whole(len(v.findings.examples) - len(pairs)) for v in views]
-    return view.t("compare.shared", shared=view.t.count("examples", len(pairs)), a=names[0], b=names[1], only_a=only[0], only_b=only[1])
+    return view.t(
+        "compare.shared",
+        shared=view.t.count("examples", len(pairs)),
+        a=names[0],
+        b=names[1],
+        only_a=only[0],
+        only_b=only[1],
+    )
 
 
 def _example(view: View, pair: Pair) -> dict[str, Any]:
-    sides = [{"moved": view.u(e.shift_abs_u), "loss": f"{view.n(e.first_loss_nats)} → {view.n(e.last_loss_nats)}",
-              "verdict": view.t(f"verdict_name.{e.verdict}"), "code": e.verdict.replace(" ", "-")} for e in pair]  # fmt: skip
-    return {"preview": pair[0].preview[:100], "group": pair[0].group, "colour": view.group_colour(pair[0].group), "sides": sides}
+    sides = [
+        {
+            "moved": view.u(e.shift_abs_u),
+            "loss": f"{view.n(e.first_loss_nats)} → {view.n(e.last_loss_nats)}",
+            "verdict": view.t(f"verdict_name.{e.verdict}"),
+            "code": e.verdict.replace(" ", "-"),
+        }
+        for e in pair
+    ]
+    return {
+        "preview": pair[0].preview[:100],
+        "group": pair[0].group,
+        "colour": view.group_colour(pair[0].group),
+        "sides": sides,
+    }

@@ -40,7 +40,9 @@ class Numbers:
                 return f"{sign}{self._decimal(significant(size / bound, digits))}{_NBSP}{word}"
         if 0 < size < 1e-3:
             return sign + self._power(size)
-        return sign + self._decimal(significant(size, max(digits, min(4, len(str(int(size)))) if size < 1e4 else digits)))
+        return sign + self._decimal(
+            significant(size, max(digits, min(4, len(str(int(size)))) if size < 1e4 else digits))
+        )
 
     def whole(self, count: int) -> str:
         """A count, to the last unit."""

@@ -58,7 +58,11 @@ def fill(template: str, view: View, **values: Any) -> str:
 def environment() -> jinja2.Environment:
     """Templates of this package; everything is escaped unless it is `Markup`, a missing name is an error."""
     return jinja2.Environment(
-        loader=jinja2.FunctionLoader(asset), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

@@ -48,15 +48,27 @@ def themed(chart: Any) -> Any:
     """Fine rules, no frame, labels in the soft ink."""
     soft, rule = colour("soft"), colour("rule")
     return (
-        chart.configure(background="transparent", font="Liberation Sans", padding={"left": 10, "top": 4, "right": 12, "bottom": 4})
+        chart.configure(
+            background="transparent", font="Liberation Sans", padding={"left": 10, "top": 4, "right": 12, "bottom": 4}
+        )
         .configure_view(stroke=None)
         .configure_axis(
-            domainColor=rule, tickColor=rule, gridColor=rule, gridOpacity=0.6, labelColor=soft, titleColor=soft,
-            labelFontSize=12, titleFontSize=12, titleFontWeight="normal", titlePadding=8, labelLimit=260, titleLimit=600,
+            domainColor=rule,
+            tickColor=rule,
+            gridColor=rule,
+            gridOpacity=0.6,
+            labelColor=soft,
+            titleColor=soft,
+            labelFontSize=12,
+            titleFontSize=12,
+            titleFontWeight="normal",
+            titlePadding=8,
+            labelLimit=260,
+            titleLimit=600,
         )
         .configure_title(color=colour("ink"), fontSize=13, fontWeight="normal", anchor="start", offset=8)
         .configure_legend(disable=True)
-    )  # fmt: skip
+    )
 
 
 def svg(chart: Any, *, name: str, label: str, lang: str) -> Markup:
@@ -77,10 +89,16 @@ def svg(chart: Any, *, name: str, label: str, lang: str) -> Markup:
 
 def _shrink(text: str, name: str) -> str:
     """Colours to classes, hover text to `data-tip`, and everything a browser does not need away."""
-    text = re.sub(r' (?:role|aria-roledescription|aria-hidden|font-family|pointer-events|xmlns(?::xlink)?|version)="[^"]*"', "", text)
+    text = re.sub(
+        r' (?:role|aria-roledescription|aria-hidden|font-family|pointer-events|xmlns(?::xlink)?|version)="[^"]*"',
+        "",
+        text,
+    )
     text = text.replace(f' aria-label="{_OURS}', ' data-tip="').replace(' opacity="1"', "")
     text = re.sub(r' aria-label="[^"]*"', "", text)
-    text = re.sub(r'<path class="(?:background|foreground)"(?: display="none")?(?: d="[^"]*")?(?: display="none")?/>', "", text)
+    text = re.sub(
+        r'<path class="(?:background|foreground)"(?: display="none")?(?: d="[^"]*")?(?: display="none")?/>', "", text
+    )
     text = re.sub(r'<path class="(?:background|foreground)"[^>]*d="(?:M0,0h0v0h0Z)?"[^>]*/>', "", text)
     text = re.sub(r'xlink:href="[^"#]*#', 'href="#', text)
     text = re.sub(r' (?:d|transform|x2?|y2?|width|height)="[^"]*"', _rounded, text)

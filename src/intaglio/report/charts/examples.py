@@ -28,10 +28,19 @@ def volatility_without_dispersion(view: View) -> Markup | None:
 def loss_baseline(view: View, *, dispersion: bool) -> Markup | None:
     """The same map with the loss in the place of the gradient: what needs no instrument at all."""
     y = (lambda e: e.dispersion) if dispersion else (lambda e: e.shift_abs_u)
-    return _map(view, "baseline", lambda e: e.csl_nats, y, x_title="axis.csl", y_title="axis.dispersion" if dispersion else "axis.moved_u")
+    return _map(
+        view,
+        "baseline",
+        lambda e: e.csl_nats,
+        y,
+        x_title="axis.csl",
+        y_title="axis.dispersion" if dispersion else "axis.moved_u",
+    )
 
 
-def _map(view: View, name: str, x: Reading, y: Reading, *, x_title: str = "axis.level", y_title: str = "axis.dispersion") -> Markup | None:
+def _map(
+    view: View, name: str, x: Reading, y: Reading, *, x_title: str = "axis.level", y_title: str = "axis.dispersion"
+) -> Markup | None:
     rows = [
         {"x": x(e), "y": y(e), "group": e.group or "", "tip": example_tip(view, e), "href": f"#e-{e.example}"}
         for e in view.findings.examples if x(e) is not None and y(e) is not None
@@ -57,15 +66,18 @@ def _median_rule(rows: list[dict], field: str) -> alt.Chart:
 def example_tip(view: View, e: ExampleFinding) -> str:
     """Hover text of one example."""
     lines = [
-        e.preview[:90], f"{view.t('word.group')}: {e.group or view.t('word.none')} · {view.t('verdict_name.' + e.verdict)}",
+        e.preview[:90],
+        f"{view.t('word.group')}: {e.group or view.t('word.none')} · {view.t('verdict_name.' + e.verdict)}",
         f"{view.t('word.movement')}: {view.u(e.shift_abs_u)}",
         f"{view.t('word.loss')}: {view.n(e.first_loss_nats)} → {view.n(e.last_loss_nats)}",
         f"{view.t('word.level')}: {view.n(e.level)} · {view.t('word.dispersion')}: {view.n(e.dispersion)}",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 
-def intervals(view: View, name: str, panels: list[tuple[str, Callable[[GroupFinding], Interval | None]]]) -> Markup | None:
+def intervals(
+    view: View, name: str, panels: list[tuple[str, Callable[[GroupFinding], Interval | None]]]
+) -> Markup | None:
     """Groups under each other, one panel per measure, a mark with its 95 % interval each."""
     drawn: list[alt.LayerChart] = []
     for title, read in panels:
@@ -77,7 +89,9 @@ def intervals(view: View, name: str, panels: list[tuple[str, Callable[[GroupFind
     return svg(chart, name=name, label=str(view.t(f"figure.{name}")), lang=view.lang)
 
 
-def _panel(view: View, title: str, read: Callable[[GroupFinding], Interval | None], n_panels: int, *, labels: bool) -> alt.LayerChart | None:
+def _panel(
+    view: View, title: str, read: Callable[[GroupFinding], Interval | None], n_panels: int, *, labels: bool
+) -> alt.LayerChart | None:
     rows = []
     for group in view.groups:
         found = read(group)
@@ -87,10 +101,19 @@ def _panel(view: View, title: str, read: Callable[[GroupFinding], Interval | Non
     if not rows:
         return None
     names = [g.group for g in view.groups]
-    y = alt.Y("group:N", sort=names, scale=alt.Scale(domain=names), axis=alt.Axis(title=None, ticks=False, domain=False, labelLimit=120, labels=labels, labelPadding=8))
+    y = alt.Y(
+        "group:N",
+        sort=names,
+        scale=alt.Scale(domain=names),
+        axis=alt.Axis(title=None, ticks=False, domain=False, labelLimit=120, labels=labels, labelPadding=8),
+    )
     x = alt.X("value:Q", axis=axis(None, view.lang, tickCount=4), scale=alt.Scale(zero=True, nice=True))
     base = alt.Chart(data(rows), title=title)
-    zero = alt.Chart(data([{"zero": 0}])).mark_rule(color=colour("soft")).encode(x=alt.X("zero:Q", axis=axis(None, view.lang)))
+    zero = (
+        alt.Chart(data([{"zero": 0}]))
+        .mark_rule(color=colour("soft"))
+        .encode(x=alt.X("zero:Q", axis=axis(None, view.lang)))
+    )
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q", y=y, color=group_scales(names)["color"])
     dots = base.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, description="tip:N", **group_scales(names))
     width = min(420, (WIDTH - 130 - 26 * (n_panels - 1)) / n_panels)

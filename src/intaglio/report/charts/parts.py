@@ -42,9 +42,14 @@ def _layer_rows(view: View, address: str, line: list[float | None]):
 
 def _layer_panel(view: View, rows: list[dict], part: str) -> alt.Chart:
     n_layers = 1 + max((row["layer"] for row in rows), default=0)
-    y = alt.Y("layer:Q", scale=alt.Scale(domain=[0, n_layers], nice=False),
-              axis=axis(str(view.t("axis.layer")) if part == "attn" else None, view.lang, grid=False, tickCount=6))  # fmt: skip
-    x = alt.X("x0:Q", scale=alt.Scale(nice=False), axis=axis(str(view.t("axis.step")), view.lang, grid=False, tickCount=6))
+    y = alt.Y(
+        "layer:Q",
+        scale=alt.Scale(domain=[0, n_layers], nice=False),
+        axis=axis(str(view.t("axis.layer")) if part == "attn" else None, view.lang, grid=False, tickCount=6),
+    )
+    x = alt.X(
+        "x0:Q", scale=alt.Scale(nice=False), axis=axis(str(view.t("axis.step")), view.lang, grid=False, tickCount=6)
+    )
     return alt.Chart(data(rows), title=str(view.t(f"part.{part}"))).mark_rect(stroke=None).encode(
         x=x, x2="x1:Q", y=y, y2="next:Q", color=heat("level"), description="tip:N",
     ).properties(width=(WIDTH - 120) / 2, height=max(120, min(330, 11 * n_layers)))  # fmt: skip
@@ -79,8 +84,16 @@ def groups_by_layers(view: View) -> tuple[Markup, float] | None:
     for group in [g.group for g in view.groups]:
         by_layer = _by_layer(view.findings.visit_part_totals.get(group, {}))
         total = sum(by_layer.values())
-        rows += [{"group": group, "layer": layer, "value": value / total,
-                  "tip": f"{group} · L{layer}\n{view.n.percent(value / total)}"} for layer, value in by_layer.items() if total]  # fmt: skip
+        rows += [
+            {
+                "group": group,
+                "layer": layer,
+                "value": value / total,
+                "tip": f"{group} · L{layer}\n{view.n.percent(value / total)}",
+            }
+            for layer, value in by_layer.items()
+            if total
+        ]
     if not rows:
         return None
     found, top = levels([row["value"] for row in rows])

@@ -39,7 +39,9 @@ def _beside(view: View, panels: list[alt.LayerChart | None], name: str) -> Marku
     return svg(alt.hconcat(*drawn, spacing=36), name=name, label=str(view.t(f"figure.{name}")), lang=view.lang)
 
 
-def _lines(view: View, along: Callable[[ProbeFinding], list[int]], read: Line, x_title: str, y_title: str) -> alt.LayerChart | None:
+def _lines(
+    view: View, along: Callable[[ProbeFinding], list[int]], read: Line, x_title: str, y_title: str
+) -> alt.LayerChart | None:
     rows = []
     for probe in view.findings.probes:
         for place, value in zip(along(probe), read(probe)):
@@ -53,8 +55,12 @@ def _lines(view: View, along: Callable[[ProbeFinding], list[int]], read: Line, x
     ink = alt.Color("probe:N", scale=alt.Scale(domain=names, range=[colour(_INK.get(r, "soft")) for r in roles]))
     dash = alt.StrokeDash("probe:N", scale=alt.Scale(domain=names, range=[_DASH.get(r, [2, 2]) for r in roles]))
     base = alt.Chart(data(rows)).encode(
-        x=alt.X("x:Q", axis=axis(str(view.t(x_title)), view.lang, grid=False, tickCount=6), scale=alt.Scale(nice=False)),
-        y=alt.Y("y:Q", axis=axis(None, view.lang, tickCount=5), scale=alt.Scale(zero=False)), color=ink)  # fmt: skip
+        x=alt.X(
+            "x:Q", axis=axis(str(view.t(x_title)), view.lang, grid=False, tickCount=6), scale=alt.Scale(nice=False)
+        ),
+        y=alt.Y("y:Q", axis=axis(None, view.lang, tickCount=5), scale=alt.Scale(zero=False)),
+        color=ink,
+    )
     last = [row for i, row in enumerate(rows) if i + 1 == len(rows) or rows[i + 1]["probe"] != row["probe"]]
     name = alt.Chart(data(_apart(last, rows))).mark_text(align="left", dx=7, fontSize=12, limit=70).encode(
         x="x:Q", y="label:Q", text="probe:N", color=ink)  # fmt: skip

@@ -45,7 +45,9 @@ def books_by_step(view: View) -> Markup | None:
 
 def _percent_axis(view: View) -> alt.Axis:
     gap = "'\u00a0%'" if view.lang == "ru" else "'%'"
-    return alt.Axis(title=str(view.t("axis.share_of_step")), labelExpr=f"format(datum.value*100,'~r')+{gap}", tickCount=5)
+    return alt.Axis(
+        title=str(view.t("axis.share_of_step")), labelExpr=f"format(datum.value*100,'~r')+{gap}", tickCount=5
+    )
 
 
 def _step_axis(view: View) -> alt.Axis:
@@ -65,7 +67,14 @@ def _stack(view: View, run: range):
         low = up if share > 0 else down
         up, down = (up + share, down) if share > 0 else (up, down + share)
         tip = f"{view.t('axis.step')} {view.step(run[0])} · {view.t('account.' + account)}: {view.n.percent(share)}"
-        yield {"x0": view.step(run[0]), "x1": view.step(run[-1]) + 1, "low": low, "high": low + share, "account": account, "tip": tip}
+        yield {
+            "x0": view.step(run[0]),
+            "x1": view.step(run[-1]) + 1,
+            "low": low,
+            "high": low + share,
+            "account": account,
+            "tip": tip,
+        }
 
 
 def movement(view: View) -> Markup | None:
@@ -92,14 +101,23 @@ def _movement_rows(view: View) -> list[dict[str, Any]]:
             f"{view.t('axis.step')} {view.step(run[0])}", f"{view.t('legend.update')}: {view.u(u)}",
             f"{view.t('legend.data')}: {view.u(d)}", f"{view.t('axis.loss')}: {view.n(nats)}",
         ))  # fmt: skip
-        rows.append({"step": view.step(run[0]), "end": view.step(run[-1]) + 1, "update": u, "data": d, "loss": nats, "tip": tip})
+        rows.append(
+            {"step": view.step(run[0]), "end": view.step(run[-1]) + 1, "update": u, "data": d, "loss": nats, "tip": tip}
+        )
     return rows
 
 
 def _line(rows: list[dict[str, Any]], field: str, ink: str, x: alt.X, title: str, view: View) -> alt.Chart:
     width = 1.8 if ink != "soft" else 1.4
-    return alt.Chart(data(rows)).mark_line(color=colour(ink), strokeWidth=width, clip=True).encode(
-        x=x.copy(), y=alt.Y(f"{field}:Q", axis=axis(str(title), view.lang, tickCount=5), scale=alt.Scale(zero=field != "loss")))  # fmt: skip
+    measured = [row for row in rows if row[field] is not None]  # the line runs on over unmeasured steps
+    return (
+        alt.Chart(data(measured))
+        .mark_line(color=colour(ink), strokeWidth=width, clip=True)
+        .encode(
+            x=x.copy(),
+            y=alt.Y(f"{field}:Q", axis=axis(str(title), view.lang, tickCount=5), scale=alt.Scale(zero=field != "loss")),
+        )
+    )
 
 
 def _hover(rows: list[dict[str, Any]], x: alt.X) -> alt.Chart:

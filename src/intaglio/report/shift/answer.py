@@ -31,12 +31,24 @@ def which(view: View) -> Markup:
         return _which_example(view, total)
     first, last = ranked[0], ranked[-1]
     most, least = first.shift_abs_u_per_1000_tokens, last.shift_abs_u_per_1000_tokens.value
+    key = "groups" if least else "groups_without_ratio"
     return view.t(
-        "answer.which.groups" if least else "answer.which.groups_without_ratio",
-        total=view.strong(view.u(total)), examples=view.t.count("examples_of", view.whole.examples if view.whole else 0),
-        first=view.strong(first.group), last=view.strong(last.group), most=view.strong(view.u(most.value)),
-        least=view.u(least), ratio=view.t.amount("times", (most.value or 0) / least) if least else "", span=_span(view, most),
-    )  # fmt: skip
+        "answer.which.alike" if _overlap(first, last) else f"answer.which.{key}",
+        total=view.strong(view.u(total)),
+        examples=view.t.count("examples_of", view.whole.examples if view.whole else 0),
+        first=view.strong(first.group),
+        last=view.strong(last.group),
+        most=view.strong(view.u(most.value)),
+        least=view.u(least),
+        ratio=view.t.amount("times", (most.value or 0) / least) if least else "",
+        span=_span(view, most),
+    )
+
+
+def _overlap(first: GroupFinding, last: GroupFinding) -> bool:
+    """Whether the intervals of the groups that moved the model most and least overlap."""
+    low, high = first.shift_abs_u_per_1000_tokens.low, last.shift_abs_u_per_1000_tokens.high
+    return low is not None and high is not None and low <= high
 
 
 def _span(view: View, interval: Any) -> Markup:
@@ -74,11 +86,21 @@ def where(view: View) -> Markup:
     kinds = {kind: sum(v for a, v in parts.items() if a.endswith(f".{kind}")) for kind in ("mlp", "attn")}
     biggest = max(parts, key=lambda a: parts[a])
     return view.t(
-        "answer.where.parts", mlp=view.strong(view.n.percent(kinds["mlp"] / total)), attn=view.strong(view.n.percent(kinds["attn"] / total)),
-        start=start, end=start + width - 1, layers=len(layers), even=view.n.percent(width / len(layers)),
+        "answer.where.parts",
+        mlp=view.strong(view.n.percent(kinds["mlp"] / total)),
+        attn=view.strong(view.n.percent(kinds["attn"] / total)),
+        place=_place(view, start, start + width - 1, len(layers)),
+        even=view.n.percent(width / len(layers)),
         share=view.strong(view.n.percent(sum(layers[start : start + width]) / inside if inside else None)),
-        part=biggest, part_share=view.n.percent(parts[biggest] / total),
-    )  # fmt: skip
+        part=biggest,
+        part_share=view.n.percent(parts[biggest] / total),
+    )
+
+
+def _place(view: View, start: int, end: int, layers: int) -> Markup:
+    if start == end:
+        return view.t("answer.where.layer", start=start, layers=layers)
+    return view.t("answer.where.layers", start=start, end=end, layers=layers)
 
 
 def _totals(view: View) -> dict[str, float]:
@@ -128,11 +150,17 @@ def group_bars(view: View) -> list[dict[str, Any]]:
     if len(ranked) < 2 or not top:
         return []
     return [
-        {"group": g.group, "colour": view.group_colour(g.group), "width": round(100 * (g.shift_abs_u_per_1000_tokens.value or 0) / top, 1),
-         "value": view.u(g.shift_abs_u_per_1000_tokens.value), "span": view.span(g.shift_abs_u_per_1000_tokens),
-         "verdict": view.t("verdict_name." + g.verdict), "code": g.verdict.replace(" ", "-")}
+        {
+            "group": g.group,
+            "colour": view.group_colour(g.group),
+            "width": round(100 * (g.shift_abs_u_per_1000_tokens.value or 0) / top, 1),
+            "value": view.u(g.shift_abs_u_per_1000_tokens.value),
+            "span": view.span(g.shift_abs_u_per_1000_tokens),
+            "verdict": view.t("verdict_name." + g.verdict),
+            "code": g.verdict.replace(" ", "-"),
+        }
         for g in ranked
-    ]  # fmt: skip
+    ]
 
 
 def _facts(view: View) -> list[dict[str, Any]]:
@@ -145,4 +173,7 @@ def _facts(view: View) -> list[dict[str, Any]]:
         "loss": loss, "books": view.t(f"fact.books.{books}"), "data_share": view.n.percent(f.data_share),
         "noise": view.n(f.noise_scale.value), "kl": view.n(anchor.kl_last_nats if anchor else None),
     }  # fmt: skip
-    return [{"name": view.t(f"fact.{key}.name"), "number": number, "means": view.t(f"fact.{key}.means")} for key, number in numbers.items()]
+    return [
+        {"name": view.t(f"fact.{key}.name"), "number": number, "means": view.t(f"fact.{key}.means")}
+        for key, number in numbers.items()
+    ]

@@ -17,6 +17,7 @@ def books(view: View) -> dict[str, Any]:
         "verdict": verdict(view),
         "closes": view.findings.books_close,
         "checks": checks(view),
+        "momentum": (view.findings.carry_share or 0) > 0.3,
         "chart": charts.books_by_step(view),
         "missing": view.findings.unmeasured_names[:12],
         "missing_more": max(0, len(view.findings.unmeasured_names) - 12),
@@ -38,7 +39,12 @@ def lines(view: View) -> list[dict[str, Any]]:
     kept = [a for a in sums if sums[a] or a in ("data", "carry", "decay", "unmeasured", "rounding")]
     rows = [_line(view, account, sums[account], taken) for account in kept]
     total = sum(sums.values())
-    return [*rows, _line(view, "sum", total, taken), _line(view, "step", taken, taken), _line(view, "difference", total - taken, taken)]
+    return [
+        *rows,
+        _line(view, "sum", total, taken),
+        _line(view, "step", taken, taken),
+        _line(view, "difference", total - taken, taken),
+    ]
 
 
 def _taken(view: View, update: list[float | None]) -> float:
@@ -51,9 +57,14 @@ def _line(view: View, account: str, value: float, taken: float) -> dict[str, Any
     kind = account if account in ("sum", "step", "difference") else "account"
     share = value / taken
     return {
-        "name": view.t(f"account.{account}"), "what": view.t(f"account.{account}_means"), "kind": kind,
-        "u": view.n(value), "share": view.n.percent(share), "width": round(min(abs(share), 1) * 100, 2), "negative": value < 0,
-    }  # fmt: skip
+        "name": view.t(f"account.{account}"),
+        "what": view.t(f"account.{account}_means"),
+        "kind": kind,
+        "u": view.n(value),
+        "share": view.n.percent(share),
+        "width": round(min(abs(share), 1) * 100, 2),
+        "negative": value < 0,
+    }
 
 
 def verdict(view: View) -> Markup:
@@ -61,7 +72,17 @@ def verdict(view: View) -> Markup:
     if f.books_close is None:
         return view.t("books.unknown")
     key = "books.close" if f.books_close else "books.open"
-    return view.t(key, worst=view.strong(view.n(f.closure_max)), tolerance=view.n(f.tolerance), steps=view.t.count("steps_of", f.steps_measured))
+    return view.t(
+        key,
+        worst=view.strong(view.n(f.closure_max)),
+        tolerance=view.n(f.tolerance),
+        steps=view.t.count("steps_of", _in_full(view)),
+    )
+
+
+def _in_full(view: View) -> int:
+    """Steps whose accounts were all measured, so that closure is known."""
+    return sum(c is not None for c in view.series("closure"))
 
 
 def checks(view: View) -> list[dict[str, Any]]:
@@ -71,7 +92,10 @@ def checks(view: View) -> list[dict[str, Any]]:
         "closure": f"{view.n(f.closure_median)} / {view.n(f.closure_max)}",
         "gradient_match": view.n(f.gradient_match_max),
         "coverage": view.n.percent(f.coverage),
-        "measured": f"{view.n.whole(f.steps_measured)} / {view.n.whole(f.steps_total)}",
+        "measured": f"{view.n.whole(_in_full(view))} / {view.n.whole(f.steps_total)}",
         "settled": " / ".join(view.n.percent(share) for share in (f.data_share, f.carry_share, f.decay_share)),
     }
-    return [{"name": view.t(f"check.{key}.name"), "number": number, "means": view.t(f"check.{key}.means")} for key, number in numbers.items()]
+    return [
+        {"name": view.t(f"check.{key}.name"), "number": number, "means": view.t(f"check.{key}.means")}
+        for key, number in numbers.items()
+    ]

@@ -55,13 +55,20 @@ def _stretch(entry: dict[str, Any]) -> str:
 
 def show_piece(text: str) -> str:
     """A token's letters with what cannot be seen made visible."""
-    return text.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣", 1) if text.startswith(" ") else text.replace("\n", "↵").replace("\t", "⇥")
+    return (
+        text.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣", 1)
+        if text.startswith(" ")
+        else text.replace("\n", "↵").replace("\t", "⇥")
+    )
 
 
 def groups(view: View) -> dict[str, Any]:
     """Groups side by side: intervals, verdict counts, a table."""
-    panels = [(view.t("panel.per_1000"), lambda g: g.shift_abs_u_per_1000_tokens), (view.t("panel.learnt"), lambda g: g.learnt_nats),
-              (view.t("panel.alignment"), lambda g: g.alignment)]  # fmt: skip
+    panels = [
+        (view.t("panel.per_1000"), lambda g: g.shift_abs_u_per_1000_tokens),
+        (view.t("panel.learnt"), lambda g: g.learnt_nats),
+        (view.t("panel.alignment"), lambda g: g.alignment),
+    ]
     shown = view.groups or ([view.whole] if view.whole else [])
     return {
         "chart": charts.intervals(view, "groups", panels) if view.groups else None,
@@ -73,19 +80,37 @@ def groups(view: View) -> dict[str, Any]:
 
 def _group_row(view: View, g: GroupFinding) -> dict[str, Any]:
     return {
-        "name": g.group or view.t("word.all"), "whole": not g.group, "colour": view.group_colour(g.group), "examples": view.n.whole(g.examples),
-        "tokens": view.n.whole(g.target_tokens), "moved": view.u(g.shift_abs_u.value), "net": view.u(g.shift_net_u.value),
-        "per_1000": view.u(g.shift_abs_u_per_1000_tokens.value), "span": view.span(g.shift_abs_u_per_1000_tokens),
-        "learnt": view.n(g.learnt_nats.value), "rate": view.n(g.nats_per_ku), "loss": f"{view.n(g.first_loss_nats)} → {view.n(g.last_loss_nats)}",
-        "level": view.n(g.level.value), "dispersion": view.n(g.dispersion.value), "alignment": view.n.signed(g.alignment.value, 2),
+        "name": g.group or view.t("word.all"),
+        "whole": not g.group,
+        "colour": view.group_colour(g.group),
+        "examples": view.n.whole(g.examples),
+        "tokens": view.n.whole(g.target_tokens),
+        "moved": view.u(g.shift_abs_u.value),
+        "net": view.u(g.shift_net_u.value),
+        "per_1000": view.u(g.shift_abs_u_per_1000_tokens.value),
+        "span": view.span(g.shift_abs_u_per_1000_tokens),
+        "learnt": view.n(g.learnt_nats.value),
+        "rate": view.n(g.nats_per_ku),
+        "loss": f"{view.n(g.first_loss_nats)} → {view.n(g.last_loss_nats)}",
+        "level": view.n(g.level.value),
+        "dispersion": view.n(g.dispersion.value),
+        "alignment": view.n.signed(g.alignment.value, 2),
         "fall": " · ".join(f"{name}: {view.n.percent(fall)}" for name, fall in g.probe_fall.items()) or view.n.missing,
-    }  # fmt: skip
+    }
 
 
 def _verdicts(view: View, g: GroupFinding) -> dict[str, Any]:
     total = sum(g.verdicts.values()) or 1
-    parts = [{"code": name.replace(" ", "-"), "name": view.t(f"verdict_name.{name}"), "count": view.n.whole(g.verdicts[name]),
-              "width": round(100 * g.verdicts[name] / total, 2)} for name in VERDICTS if g.verdicts.get(name)]  # fmt: skip
+    parts = [
+        {
+            "code": name.replace(" ", "-"),
+            "name": view.t(f"verdict_name.{name}"),
+            "count": view.n.whole(g.verdicts[name]),
+            "width": round(100 * g.verdicts[name] / total, 2),
+        }
+        for name in VERDICTS
+        if g.verdicts.get(name)
+    ]
     return {"name": g.group or view.t("word.all"), "colour": view.group_colour(g.group), "parts": parts}
 
 
@@ -95,30 +120,83 @@ def _starved(view: View):
         return view.t("groups.starved_unknown")
     parts = view.findings.starved_parts
     text = view.t("groups.starved", share=view.strong(view.n.percent(share.value)), null=view.n.percent(share.null))
-    return text + " " + (view.t("groups.starved_parts", parts=", ".join(parts[:8])) if parts else view.t("groups.no_starved_parts"))
+    return (
+        text
+        + " "
+        + (view.t("groups.starved_parts", parts=", ".join(parts[:8])) if parts else view.t("groups.no_starved_parts"))
+    )
 
 
 def table(view: View) -> dict[str, Any]:
     """Every example as a row; on very large data the ones that moved most."""
     examples = view.findings.examples
     probes = [p.probe for p in view.findings.probes]
-    return {"columns": _columns(view, probes), "rows": [_row(view, e, probes) for e in examples[:MAX_ROWS]], "left_out": max(0, len(examples) - MAX_ROWS)}
+    return {
+        "columns": _columns(view, probes),
+        "rows": [_row(view, e, probes) for e in examples[:MAX_ROWS]],
+        "left_out": max(0, len(examples) - MAX_ROWS),
+    }
 
 
 def _columns(view: View, probes: list[str]) -> list[dict[str, Any]]:
-    plain = ("group", "preview", "verdict", "targets", "visits", "moved", "net", "first", "last", "learnt", "level", "dispersion", "against")
+    plain = (
+        "group",
+        "preview",
+        "verdict",
+        "targets",
+        "visits",
+        "moved",
+        "net",
+        "first",
+        "last",
+        "learnt",
+        "level",
+        "dispersion",
+        "against",
+    )
     text = ("group", "preview", "verdict")
-    named = [{"key": k, "name": view.t(f"column.{k}"), "means": view.t(f"column_means.{k}"), "text": k in text} for k in plain]
-    credit = [{"key": f"credit {p}", "name": view.t("column.credit", probe=p), "means": view.t("column_means.credit", probe=p), "text": False} for p in probes]
+    named = [
+        {"key": k, "name": view.t(f"column.{k}"), "means": view.t(f"column_means.{k}"), "text": k in text}
+        for k in plain
+    ]
+    credit = [
+        {
+            "key": f"credit {p}",
+            "name": view.t("column.credit", probe=p),
+            "means": view.t("column_means.credit", probe=p),
+            "text": False,
+        }
+        for p in probes
+    ]
     return named + credit
 
 
 def _row(view: View, e: ExampleFinding, probes: list[str]) -> dict[str, Any]:
-    numbers = [e.targets, e.visits, e.shift_abs_u, e.shift_net_u, e.first_loss_nats, e.last_loss_nats, e.learnt_nats, e.level, e.dispersion]
+    numbers = [
+        e.targets,
+        e.visits,
+        e.shift_abs_u,
+        e.shift_net_u,
+        e.first_loss_nats,
+        e.last_loss_nats,
+        e.learnt_nats,
+        e.level,
+        e.dispersion,
+    ]
     cells = [{"raw": f"{v:.5g}" if v is not None else "", "text": view.n(v)} for v in numbers]
-    cells.append({"raw": "" if e.against_share is None else f"{e.against_share:.4g}", "text": view.n.percent(e.against_share)})
+    cells.append(
+        {"raw": "" if e.against_share is None else f"{e.against_share:.4g}", "text": view.n.percent(e.against_share)}
+    )
     for probe in probes:
         value = e.credits_nats.get(probe)
         cells.append({"raw": "" if value is None else f"{value:.4g}", "text": view.n.signed(value, 2)})
-    return {"id": e.example, "group": e.group or "", "colour": view.group_colour(e.group), "preview": e.preview[:110], "rows": ", ".join(map(str, e.rows[:6])),
-            "verdict": view.t(f"verdict_name.{e.verdict}"), "code": e.verdict.replace(" ", "-"), "cells": cells}  # fmt: skip
+    return {
+        "id": e.example,
+        "group": e.group or "",
+        "colour": view.group_colour(e.group),
+        "preview": e.preview[:110],
+        "rows": ", ".join(map(str, e.rows[:6])),
+        "verdict": view.t(f"verdict_name.{e.verdict}"),
+        "code": e.verdict.replace(" ", "-"),
+        "cells": cells,
+    }

@@ -25,7 +25,11 @@ def _path(view: View):
         return view.t("movement.path_unknown")
     if f.net_u is None or f.tortuosity is None:
         return view.t("movement.path_only", path=view.strong(view.u(f.path_u)))
-    values = {"path": view.strong(view.u(f.path_u)), "net": view.strong(view.u(f.net_u)), "tortuosity": view.strong(view.t.amount("times", f.tortuosity))}
+    values = {
+        "path": view.strong(view.u(f.path_u)),
+        "net": view.strong(view.u(f.net_u)),
+        "tortuosity": view.strong(view.t.amount("times", f.tortuosity)),
+    }
     if f.tortuosity_null is None:
         return view.t("movement.path", **values)
     return view.t("movement.path_null", null=view.n(f.tortuosity_null, 2), **values)
@@ -33,11 +37,25 @@ def _path(view: View):
 
 def _agreement(view: View):
     a, noise, conflict = view.findings.agreement, view.findings.noise_scale, view.findings.conflict_share
-    said = [view.t("movement.agreement_unknown")] if a.value is None else [
-        view.t("movement.agreement", alpha=view.strong(view.n(a.value, 2)), span=view.span(a), noise=view.strong(view.t.amount("examples", noise.value)),
-               noise_span=view.span(noise))]  # fmt: skip
+    said = (
+        [view.t("movement.agreement_unknown")]
+        if a.value is None
+        else [
+            view.t(
+                "movement.agreement",
+                alpha=view.strong(view.n(a.value, 2)),
+                span=view.span(a),
+                noise=view.strong(view.t.amount("examples", noise.value)),
+                noise_span=view.span(noise),
+            )
+        ]
+    )
     if conflict.value is not None:
-        null = " " + view.t("movement.conflict_null", null=view.n.percent(conflict.null)) if conflict.null is not None else ""
+        null = (
+            " " + view.t("movement.conflict_null", null=view.n.percent(conflict.null))
+            if conflict.null is not None
+            else ""
+        )
         said.append(view.t("movement.conflict", share=view.strong(view.n.percent(conflict.value)), null=null))
     return said
 

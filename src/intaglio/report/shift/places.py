@@ -23,7 +23,12 @@ def _with_scale(view: View, drawn: Any, *, percent: bool = False) -> dict[str, A
     if drawn is None:
         return None
     chart, top = drawn
-    return {"chart": chart, "levels": range(HEAT_LEVELS), "zero": "0", "top": view.n.percent(top) if percent else view.u(top)}
+    return {
+        "chart": chart,
+        "levels": range(HEAT_LEVELS),
+        "zero": "0",
+        "top": view.n.percent(top) if percent else view.u(top),
+    }
 
 
 def _relative(view: View) -> list[dict[str, Any]]:

@@ -39,4 +39,10 @@ def _said(view: View, p: ProbeFinding):
         return view.t("probes.unmeasured", probe=view.strong(p.probe))
     change = (p.last_loss_nats - p.first_loss_nats) / p.first_loss_nats
     key = "probes.fell" if change < 0 else "probes.rose"
-    return view.t(key, probe=view.strong(p.probe), share=view.strong(view.n.percent(abs(change))), first=view.n(p.first_loss_nats), last=view.n(p.last_loss_nats))
+    return view.t(
+        key,
+        probe=view.strong(p.probe),
+        share=view.strong(view.n.percent(abs(change))),
+        first=view.n(p.first_loss_nats),
+        last=view.n(p.last_loss_nats),
+    )

@@ -9,14 +9,29 @@ from intaglio.report.shift.data import show_piece
 from intaglio.report.view import View
 
 SHOWN, OPEN = 8, 3  # examples per list; the rest of them unfold
-_EVIDENCE = ("first_loss", "last_loss", "fall_nats", "own_fall", "noise_nats", "anchor_first", "anchor_fall", "target_fall",
-             "target_rise", "target_fall_nats", "held_out_fall", "anchor_cost")  # fmt: skip
+_EVIDENCE = (
+    "first_loss",
+    "last_loss",
+    "fall_nats",
+    "own_fall",
+    "noise_nats",
+    "anchor_first",
+    "anchor_fall",
+    "target_fall",
+    "target_rise",
+    "target_fall_nats",
+    "held_out_fall",
+    "anchor_cost",
+)
 
 
 def texts(view: View) -> dict[str, Any]:
     """The four lists; each example's text stands once, in the first list that names it."""
-    return {"lists": [_list(view, name, chosen) for name, chosen in ranked(view).items()], "pairs": _pairs(view, view.findings.pairs),
-            "duplicates": _pairs(view, view.findings.near_duplicates)}  # fmt: skip
+    return {
+        "lists": [_list(view, name, chosen) for name, chosen in ranked(view).items()],
+        "pairs": _pairs(view, view.findings.pairs),
+        "duplicates": _pairs(view, view.findings.near_duplicates),
+    }
 
 
 def ranked(view: View) -> dict[str, list[ExampleFinding]]:
@@ -29,16 +44,29 @@ def ranked(view: View) -> dict[str, list[ExampleFinding]]:
         (e for e in examples if (e.learnt_nats or 0) > 0), key=lambda e: -(e.learnt_nats or 0))  # fmt: skip
     against = sorted((e for e in examples if (e.shift_net_u or 0) < 0), key=lambda e: e.shift_net_u or 0) or sorted(
         (e for e in examples if (e.against_share or 0) > 0.25), key=lambda e: -(e.against_share or 0))  # fmt: skip
-    forgot = sorted((e for e in credit("anchor") if e.credits_nats[by_role["anchor"]] < 0), key=lambda e: e.credits_nats[by_role["anchor"]])
+    forgot = sorted(
+        (e for e in credit("anchor") if e.credits_nats[by_role["anchor"]] < 0),
+        key=lambda e: e.credits_nats[by_role["anchor"]],
+    )
     moved = [e for e in examples if e.shift_abs_u]
     found = {"moved": moved, "taught": taught, "conflicted": against, "forgot": forgot}
     return {name: chosen[:SHOWN] for name, chosen in found.items()}
 
 
 def _list(view: View, name: str, chosen: list[ExampleFinding]) -> dict[str, Any]:
-    key = "forgot_no_anchor" if name == "forgot" and not any(p.role == "anchor" for p in view.findings.probes) else f"{name}_none"
-    return {"name": name, "title": view.t(f"texts.{name}"), "note": view.t(f"texts.{name}_note"), "empty": view.t(f"texts.{key}"),
-            "cards": [_keyed(view, name, e) for e in chosen], "open": OPEN}  # fmt: skip
+    key = (
+        "forgot_no_anchor"
+        if name == "forgot" and not any(p.role == "anchor" for p in view.findings.probes)
+        else f"{name}_none"
+    )
+    return {
+        "name": name,
+        "title": view.t(f"texts.{name}"),
+        "note": view.t(f"texts.{name}_note"),
+        "empty": view.t(f"texts.{key}"),
+        "cards": [_keyed(view, name, e) for e in chosen],
+        "open": OPEN,
+    }
 
 
 def _keyed(view: View, name: str, e: ExampleFinding) -> dict[str, Any]:
@@ -63,16 +91,26 @@ def _key(view: View, name: str, e: ExampleFinding) -> tuple[str, str]:
 def card(view: View, e: ExampleFinding) -> dict[str, Any]:
     """One example with its numbers, its verdict and its tokens."""
     text = view.findings.texts.get(e.example)
-    numbers = [("word.movement", view.u(e.shift_abs_u)), ("word.loss", f"{view.n(e.first_loss_nats)} → {view.n(e.last_loss_nats)}"),
-               ("word.against", view.n.percent(e.against_share)), ("word.rows", ", ".join(map(str, e.rows[:6])))]  # fmt: skip
+    numbers = [
+        ("word.movement", view.u(e.shift_abs_u)),
+        ("word.loss", f"{view.n(e.first_loss_nats)} → {view.n(e.last_loss_nats)}"),
+        ("word.against", view.n.percent(e.against_share)),
+        ("word.rows", ", ".join(map(str, e.rows[:6]))),
+    ]
     credits = [(view.t("column.credit", probe=p), view.n.signed(v, 2)) for p, v in e.credits_nats.items()]
     return {
-        "id": e.example, "group": e.group, "colour": view.group_colour(e.group), "preview": e.preview, "why": why(view, e),
-        "verdict": view.t(f"verdict_name.{e.verdict}"), "code": e.verdict.replace(" ", "-"),
+        "id": e.example,
+        "group": e.group,
+        "colour": view.group_colour(e.group),
+        "preview": e.preview,
+        "why": why(view, e),
+        "verdict": view.t(f"verdict_name.{e.verdict}"),
+        "code": e.verdict.replace(" ", "-"),
         "numbers": [(view.t(k), v) for k, v in numbers] + credits,
-        "tokens": tokens(view, text) if text else [], "step": view.n.whole(text.step) if text else "",
+        "tokens": tokens(view, text) if text else [],
+        "step": view.n.whole(text.step) if text else "",
         "darkest": view.u(_top(text)) if text else "",
-    }  # fmt: skip
+    }
 
 
 def why(view: View, e: ExampleFinding | GroupFinding) -> str:
@@ -101,9 +139,20 @@ def tokens(view: View, text: TokenText) -> list[dict[str, Any]]:
             continue  # the rest of a letter begun by the piece before
         shift, surprise = text.shift_u[i], text.surprise_nats[i]
         shade = 0 if shift is None else round(5 * (abs(shift) / top) ** 0.7) * (1 if shift > 0 else -1)
-        classes = [f"p{shade}" if shade > 0 else f"m{-shade}" if shade < 0 else "", "" if surprise is None else f"q{min(4, int(surprise / 1.5))}",
-                   "" if text.trained[i] else "untrained", "cc" if text.confident_conflict[i] else ""]  # fmt: skip
-        found.append({"text": show_token(piece), "break": "\n" in piece, "class": " ".join(c for c in classes if c), "tip": _tip(view, text, i)})
+        classes = [
+            f"p{shade}" if shade > 0 else f"m{-shade}" if shade < 0 else "",
+            "" if surprise is None else f"q{min(4, int(surprise / 1.5))}",
+            "" if text.trained[i] else "untrained",
+            "cc" if text.confident_conflict[i] else "",
+        ]
+        found.append(
+            {
+                "text": show_token(piece),
+                "break": "\n" in piece,
+                "class": " ".join(c for c in classes if c),
+                "tip": _tip(view, text, i),
+            }
+        )
     return found
 
 
@@ -115,8 +164,12 @@ def show_token(piece: str) -> str:
 def _tip(view: View, text: TokenText, i: int) -> str:
     shift, surprise, entropy = text.shift_u[i], text.surprise_nats[i], text.entropy_nats[i]
     said = f"{view.n.signed(shift)} u" if shift is not None else view.n.missing
-    lines = [f"«{show_piece(text.pieces[i])}»", f"{view.t('word.shift')}: {said}", f"{view.t('word.surprise')}: {view.n(surprise)}",
-             f"{view.t('word.entropy')}: {view.n(entropy)}"]  # fmt: skip
+    lines = [
+        f"«{show_piece(text.pieces[i])}»",
+        f"{view.t('word.shift')}: {said}",
+        f"{view.t('word.surprise')}: {view.n(surprise)}",
+        f"{view.t('word.entropy')}: {view.n(entropy)}",
+    ]
     if not text.trained[i]:
         lines.append(str(view.t("word.untrained")))
     if text.confident_conflict[i]:
@@ -126,4 +179,12 @@ def _tip(view: View, text: TokenText, i: int) -> str:
 
 def _pairs(view: View, pairs: list[Any]) -> list[dict[str, Any]]:
     kept = [p for p in pairs if p.example_a in view.by_id and p.example_b in view.by_id][:6]
-    return [{"a": view.by_id[p.example_a], "b": view.by_id[p.example_b], "cosine": view.n.signed(p.cosine, 2), "times": view.n.whole(p.times)} for p in kept]
+    return [
+        {
+            "a": view.by_id[p.example_a],
+            "b": view.by_id[p.example_b],
+            "cosine": view.n.signed(p.cosine, 2),
+            "times": view.n.whole(p.times),
+        }
+        for p in kept
+    ]

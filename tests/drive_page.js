@@ -1,0 +1,48 @@
+// Drives a page as a reader would and leaves what it saw in the title (see test_pages.py).
+addEventListener("load", () => setTimeout(() => {
+  const $ = q => document.querySelector(q), all = q => [...document.querySelectorAll(q)], seen = {};
+  seen.width = document.documentElement.scrollWidth - innerWidth;
+
+  const outside = (r, b) => r.left < b.left - 1 || r.right > b.right + 1 || r.top < b.top - 1 || r.bottom > b.bottom + 1;
+  seen.clipped = all(".chart svg").flatMap(svg => {
+    const frame = svg.getBoundingClientRect();
+    const texts = frame.width ? [...svg.querySelectorAll("text")] : [];
+    const cut = texts.filter(t => { const r = t.getBoundingClientRect(); return r.width && outside(r, frame); });
+    return cut.map(t => svg.getAttribute("aria-label") + ": " + t.textContent);
+  });
+
+  const dot = $("#f-volatility [data-tip]");
+  if (dot) {
+    const r = dot.getBoundingClientRect();
+    dot.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX: r.left, clientY: r.top }));
+    seen.tip = $("#tip").hidden ? "" : $("#tip").textContent;
+  }
+  const text = $(".tokens");
+  if (text) {
+    text.focus();
+    text.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+    seen.token = $("#tip").textContent;
+    text.blur();
+  }
+
+  const paper = () => getComputedStyle(document.body).backgroundColor, before = paper();
+  $("#theme").click(); seen.theme = before !== paper(); $("#theme").click();
+
+  if ($("#vol-b")) {
+    $("#vol-b").click();
+    const display = q => getComputedStyle($(q)).display;
+    seen.view = display(".view.b") !== "none" && display(".view.a") === "none";
+  }
+  if ($("#all")) {
+    const rows = () => [...$("#all").tBodies[0].rows], heads = all("#all thead th");
+    const i = heads.findIndex(h => h.dataset.key === "first");
+    const column = () => rows().map(r => r.cells[i].dataset.v).filter(v => v !== "").map(Number);
+    heads[i].click(); seen.down = column().every((v, k, a) => !k || a[k - 1] >= v);
+    heads[i].click(); seen.up = column().every((v, k, a) => !k || a[k - 1] <= v);
+    $("#find").value = "маяк"; $("#find").dispatchEvent(new Event("input"));
+    seen.found = rows().filter(r => !r.hidden).length;
+  }
+  const chip = $("[data-legend] button");
+  if (chip) { chip.click(); seen.dim = !!$("svg.dim .on"); }
+  seen.faults = window.faults; document.title = "SEEN" + JSON.stringify(seen);
+}, 60));
