@@ -247,7 +247,7 @@ def _column(named: Any, name: str, length: int) -> list[str | None] | None:
     if len(named) != length:
         if columns is not None:
             return None  # the trainer packed or filtered its rows
-        raise InputError("`dataset` and the trainer's data set differ in length", got=len(named), expected=f"{length} rows")
+        raise InputError("`dataset` is not as long as the trainer's", got=len(named), expected=f"{length} rows")
     values = list(named[name]) if columns is not None else [row.get(name) for row in named]
     return [None if v is None else str(v) for v in values]
 
