@@ -87,11 +87,17 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
             if twin:
-                shadow.load_state_dict(model.state_dict() | before, strict=False)
+                _load(shadow, before)
                 study_truths.append(_truth(model, shadow, before, micros, weights(micros), factor, twin))
             if after:
                 after()
     return Study(open_run(out), study_truths)
+
+
+@torch.no_grad()
+def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, p in model.named_parameters():
+        p.copy_(weights[name])
 
 
 def _truth(

@@ -103,6 +103,10 @@ def settle(
     for p in layout.unmeasured.values():
         if id(p) in snapshot.moved:
             total.unmeasured2 += _plain_length2(p, snapshot)
+    # Whatever else the optimizer moved counts in the step's length but in no account: the books then fail.
+    known = {id(w.param) for w in layout.weights} | {id(p) for p in layout.unmeasured.values()}
+    lost = [p for group in optimizer.param_groups for p in group["params"] if id(p) in snapshot.moved - known]
+    total.lost2 = sum(_plain_length2(p, snapshot) for p in lost)
     shifts = project(layout, records, directions, snapshot)
     return total.books(shifts, books)
 
@@ -118,7 +122,7 @@ class _Totals:
         device = layout.sites[0].weights[0].param.device if layout.sites and layout.sites[0].weights else None
         zero = torch.zeros(len(layout.addresses), dtype=torch.float64, device=device)
         self.uu, self.ww, self.carry, self.decay = (zero.clone() for _ in range(4))
-        self.rounding = self.unexplained = self.interaction = self.unmeasured2 = 0.0
+        self.rounding = self.unexplained = self.interaction = self.unmeasured2 = self.lost2 = 0.0
 
     def add_plain(self, weight: Weight, found: ParamBooks) -> None:
         for target, units in (
@@ -138,7 +142,7 @@ class _Totals:
         self.interaction += float(found.interaction.sum())
 
     def books(self, shifts: list[tuple[Tensor, Tensor]], param_books: dict[int, ParamBooks]) -> StepBooks:
-        length = (float(self.uu.sum()) + self.unmeasured2) ** 0.5
+        length = (float(self.uu.sum()) + self.unmeasured2 + self.lost2) ** 0.5
         inverse = 1.0 / length if length > 0 else 0.0
         by_address = sum((parts.sum(0) for parts, _ in shifts), torch.zeros_like(self.uu)) * inverse
         return StepBooks(
