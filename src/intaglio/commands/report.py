@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from intaglio.errors import StoreError
+
+if TYPE_CHECKING:
+    from intaglio.findings import Findings
+    from intaglio.store.run import Run
 
 
 def report(run: Path, *, out: Path | None = None, lang: Literal["en", "ru"] = "en", open_browser: bool = False) -> None:
@@ -29,18 +33,25 @@ def report(run: Path, *, out: Path | None = None, lang: Literal["en", "ru"] = "e
     open_browser
         Open the page in the default browser.
     """
-    from intaglio.analyse.shift import analyse_run
-    from intaglio.report import render
     from intaglio.store.run import open_run
 
-    opened = open_run(run)
-    path = out or opened.folder / "report.html"
-    write_page(path, render(analyse_run(opened), lang=lang))
+    _, path = write_report(open_run(run), out=out, lang=lang)
     print(path)
     if open_browser:
         import webbrowser
 
         webbrowser.open(path.absolute().as_uri())
+
+
+def write_report(run: Run, *, out: Path | None = None, lang: str = "en") -> tuple[Findings, Path]:
+    """Analyse a run and write its page; returns both."""
+    from intaglio.analyse.shift import analyse_run
+    from intaglio.report import render
+
+    findings = analyse_run(run)
+    path = out or run.folder / "report.html"
+    write_page(path, render(findings, lang=lang))
+    return findings, path
 
 
 def write_page(path: Path, page: str) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from intaglio.commands import prepare as ready
-from intaglio.errors import RecipeError, StoreError
+from intaglio.errors import RecipeError
 
 FLUSH_SECONDS = 10.0
 
@@ -256,8 +256,4 @@ def _finish(out: Path, console: Any, lang: str) -> None:
     for preview, loss, push, alignment in rows:
         table.add_row(preview[:60], f"{loss:.2f}", f"{push:.3g}", "-" if alignment is None else f"{alignment:+.2f}")
     console.print(table)
-    try:
-        _, path = write_report(run, lang=lang)
-        print(path)
-    except StoreError:
-        raise
+    print(write_report(run, lang=lang)[1])

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from intaglio.commands import prepare as ready
-from intaglio.errors import RecipeError, StoreError
+from intaglio.errors import RecipeError
 
 
 def train(
@@ -398,10 +398,6 @@ def finish(job: Job, console: Any, *, lang: str) -> None:
     from intaglio.commands.summary import print_summary
     from intaglio.store.run import open_run
 
-    try:
-        run = open_run(job.out)
-        findings, path = write_report(run, lang=lang)
-    except StoreError:
-        raise
+    findings, path = write_report(open_run(job.out), lang=lang)
     print_summary(findings, console)
     print(path)
