@@ -16,6 +16,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +201,11 @@ def sources_of(
             rows = range(start, min(start + COLLATED, len(dataset)))
             for row, example, side in _examples_of(rows, dataset, collate):
                 known = found.get(example)
-                group = groups[row] if groups else side
-                seen = known.rows if known else ()
-                kept = seen if row in seen else (*seen, row)
-                found[example] = Source(kept, known.group if known else group, facts[row] if facts else None)
+                if known is None:
+                    group, fact = groups[row] if groups else side, facts[row] if facts else None
+                    found[example] = Source((row,), group, fact)
+                elif row not in known.rows:
+                    found[example] = replace(known, rows=(*known.rows, row))
     return found
 
 
@@ -285,14 +287,22 @@ def _check_single(args: Any) -> None:
 
 
 def _calling_trainer() -> Trainer | None:
-    """The trainer whose event this is; transformers hands callbacks no reference to it."""
-    frame = sys._getframe(1)
-    while frame is not None:
+    """The trainer whose event this is; transformers hands callbacks no reference to it.
+
+    Looks into transformers' own frames only: reading a frame's locals keeps them alive.
+    """
+    frame = sys._getframe(2)
+    while frame is not None and _is_of_trainer(frame):
         found = frame.f_locals.get("self")
         if isinstance(found, Trainer):
             return found
         frame = frame.f_back
     return None
+
+
+def _is_of_trainer(frame: Any) -> bool:
+    module = frame.f_globals.get("__name__", "")
+    return module.startswith("transformers.") or frame.f_code.co_name == "_inner_training_loop"
 
 
 def _put_first(callbacks: list, callback: TrainerCallback) -> None:

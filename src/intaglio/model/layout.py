@@ -110,7 +110,10 @@ class Layout:
 
     def give_up(self, site: Site, reason: str) -> list[str]:
         """Take a site's parameters out of the books (with every other site of theirs); their names."""
-        lost = {id(w.param): w for w in site.weights}
+        ids = {id(w.param) for w in site.weights}
+        if self.lookup is not None and any(id(w.param) in ids for w in self.lookup.weights):
+            ids |= {id(w.param) for s in self.sites if s.positions for w in s.weights}  # told apart through it
+        lost = {id(w.param): w for w in self.weights if id(w.param) in ids}
         for other in self.sites:
             for role in ("weight", "lora_b", "bias"):
                 held = getattr(other, role)

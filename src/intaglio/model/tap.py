@@ -222,6 +222,8 @@ class Tap:
         return self.current
 
     def _caught(self, site: Site, current: Pass, a: Tensor, b: Tensor) -> None:
+        if not site.weights and not site.head:
+            return  # given up while this pass was under way
         self._live(current)
         self._guard(self.on_write, site, current, a, b.detach())
 
