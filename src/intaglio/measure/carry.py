@@ -1,6 +1,9 @@
 """One momentum buffer per group, so that what is carried over is split by group exactly.  [torch]
 
-Momentum is linear in the gradients, so the buffers of the groups add up to the optimizer's.
+Momentum is linear in the gradients, so the buffers of the groups add up to the optimizer's,
+once what belongs to no group has buffers too: momentum that stood before the run (EARLIER),
+weight decay that enters the momentum (DECAY: SGD, and Adam without decoupling), and
+gradients that were changed beyond a factor before the step (CHANGED).
 """
 
 from __future__ import annotations
@@ -16,14 +19,28 @@ from intaglio.measure.settle import Snapshot, canonical
 from intaglio.model.layout import Layout, Weight
 
 
+EARLIER, DECAY, CHANGED = "(earlier)", "(decay)", "(changed)"
+
+
 class GroupCarry:
     """Buffers by group; costs one copy of the momentum per group and one weight gradient per step."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, optimizer: torch.optim.Optimizer) -> None:
         if layout.lora:
             raise UnmeasurableError("--group-momentum is not measured under LoRA", expected="full fine-tuning")
         self.layout = layout
         self.buffers: dict[str, dict[int, Tensor]] = {}
+        for weight in layout.weights:
+            state = optimizer.state.get(weight.param, {})
+            buffer = state.get("exp_avg", state.get("momentum_buffer"))
+            if buffer is not None:
+                self._buffer(EARLIER, weight).copy_(buffer)
+
+    def _buffer(self, name: str, weight: Weight) -> Tensor:
+        like = weight.param.detach()
+        return self.buffers.setdefault(name, {}).setdefault(
+            id(weight.param), torch.zeros_like(like, dtype=torch.float32, memory_format=torch.contiguous_format)
+        )
 
     def step(
         self, records: list[Record], groups: list[str], books: StepBooks, scales: dict[int, float],
@@ -38,10 +55,18 @@ class GroupCarry:
         by_param = {id(p): g for g in optimizer.param_groups for p in g["params"]}
         for weight in self.layout.weights:
             key = id(weight.param)
-            if key not in snapshot.moved or key not in books.param_books:
+            if key not in snapshot.moved:
                 continue
-            keep, take = _momentum(by_param[key], key in snapshot.had_buffer)
-            self._absorb(weight, records, names, membership, keep, take * scales.get(key, 1.0))
+            keep, take, decay = _momentum(by_param[key], key in snapshot.had_buffer)
+            for buffers in self.buffers.values():
+                if key in buffers:
+                    buffers[key].mul_(keep)
+            if decay:
+                self._buffer(DECAY, weight).add_(snapshot.theta[key].float(), alpha=decay)
+            if key in books.param_books:
+                self._absorb(weight, records, names, membership, take * scales.get(key, 1.0))
+            else:
+                self._buffer(CHANGED, weight).add_(weight.param.grad.float(), alpha=take)
         return carried
 
     def _carried(self, name: str, books: StepBooks) -> float:
@@ -52,26 +77,21 @@ class GroupCarry:
                 total += book.rule.carry * float((buffer * book.direction).double().sum())
         return total / books.update_l2 if books.update_l2 else 0.0
 
-    def _absorb(
-        self, weight: Weight, records: list[Record], names: list[str], membership: Tensor, keep: float, take: float
-    ) -> None:
-        key = id(weight.param)
-        for name in names:
-            buffer = self.buffers.setdefault(name, {}).setdefault(key, torch.zeros_like(weight.param.detach()))
-            buffer.mul_(keep)
+    def _absorb(self, weight: Weight, records: list[Record], names: list[str], membership: Tensor, take: float) -> None:
         for rows, g_NRC in slabs(self.layout, weight, records, membership.shape[1]):
             by_group = torch.einsum("gn,nrc->grc", membership.to(g_NRC.device), g_NRC)
-            for name, total in zip(names, by_group):
-                buffer = self.buffers[name][key]
+            for i in membership.any(1).nonzero()[:, 0].tolist():
+                buffer = self._buffer(names[i], weight)
                 target = canonical(buffer, weight)[rows] if buffer.ndim == 2 else buffer.view(1, -1)
-                target.add_(total, alpha=take)
+                target.add_(by_group[i], alpha=take)
 
 
-def _momentum(group: dict, had_buffer: bool) -> tuple[float, float]:
-    """(how much of the buffer stays, how much of the gradient enters), torch's own formulas."""
+def _momentum(group: dict, had_buffer: bool) -> tuple[float, float, float]:
+    """How much of the buffer stays, of the gradient enters, and of the weights: torch's own formulas."""
     sign = -1.0 if group.get("maximize") else 1.0
+    decay = 0.0 if group.get("decoupled_weight_decay") else float(group["weight_decay"])
     if "betas" in group:
         b1 = float(group["betas"][0])
-        return b1, sign * (1 - b1)
-    mu = float(group.get("momentum", 0.0))
-    return mu, sign * (1 - float(group.get("dampening", 0.0)) if had_buffer else 1.0)
+        return b1, sign * (1 - b1), decay * (1 - b1)
+    fresh = 1 - float(group["dampening"]) if had_buffer else 1.0
+    return float(group["momentum"]), sign * fresh, decay * fresh

@@ -263,14 +263,14 @@ class Collector:
             self._kept(record, Factor(site, None, bias if bias is not None else gain, gain=gain))
 
     def _prove_norm(self, site: Site, x: Tensor) -> None:
-        """Once per site: the module really is its gain times the normalised input."""
+        """Once per site: the module really is its gain times the normalised input (`forward`: no hook runs)."""
         if site.index in self._proved:
             return
         self._proved.add(site.index)
         piece = x.flatten(0, -2)[:1]
         weight, bias = getattr(site.module, "weight", None), getattr(site.module, "bias", None)
         scaled = writes.normalised(piece, rms=site.rms, eps=site.eps)
-        rest = site.module(piece).float() - (bias.float() if bias is not None else 0)
+        rest = site.module.forward(piece).float() - (bias.float() if bias is not None else 0)
         gain = weight.float() if weight is not None else torch.ones_like(scaled)
         tolerance = 1e-3 if x.dtype == torch.float32 else 5e-2
         for candidate in (gain, 1 + gain):

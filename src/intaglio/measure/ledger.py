@@ -138,9 +138,11 @@ class Ledger:
         self.latest: dict[str, Any] = {}
         self.group_carry = None
         if group_momentum:
+            if every > 1 or level == "norms" or self.rule_name == "other":
+                raise InputError("group momentum follows every step of SGD, Adam or AdamW", expected="full, every=1")
             from intaglio.measure.carry import GroupCarry
 
-            self.group_carry = GroupCarry(self.layout)
+            self.group_carry = GroupCarry(self.layout, self.optimizer)
         self.writer = writer or RunWriter(out, {}, force=force, resume=resume)
         self.writer.write_manifest(**self._manifest(), **dict(manifest or {}))
         self._seen_examples: set[str] = set()
