@@ -47,6 +47,7 @@ class Record:
     waiting: dict[str, object] = field(default_factory=dict)
     extra2_N: Tensor | None = None  # tied cross terms: in the example's norm, at no address
     low_precision: bool = False  # the logits were made in 16 bits
+    coarse: bool = False  # some gradient was made in 16 bits, so autograd's own is rounded
 
 
 def factor_bytes(factors: list[Factor]) -> int:
@@ -128,6 +129,7 @@ class Collector:
         if site.index in record.sites_seen:
             raise RuntimeError(f"{site.name} ran twice in one forward, which is not measured")
         record.sites_seen.add(site.index)
+        record.coarse |= b.element_size() < 4
         if site.kind == "embedding":
             self._embedding(record, site, a, b)
         elif site.kind == "norm":

@@ -41,6 +41,7 @@ from intaglio.store.run import RunWriter
 
 LEVELS = ("norms", "full", "exact")
 TOLERANCE = {torch.float32: 1e-4}  # closure that counts as closed; anything of 16 bits: 1e-2
+COARSE = 1e-2  # what 16 bits leave of closure, in weights or under autocast
 FLUSH_SECONDS = 20.0
 
 
@@ -133,7 +134,7 @@ class Ledger:
         self.collector = Collector(self.layout, seed=seed)
         self.snapshot, self.net = Snapshot(), NetDistance(self.layout)
         self.lora_weight2 = lora_weight2(self.layout)
-        self.tolerance = min(TOLERANCE.get(w.param.dtype, 1e-2) for w in self.layout.weights)
+        self.tolerance = min(TOLERANCE.get(w.param.dtype, COARSE) for w in self.layout.weights)
         self.path_l2 = 0.0
         self.latest: dict[str, Any] = {}
         self.group_carry = None
@@ -324,6 +325,9 @@ class Ledger:
                 rule_name=self.rule_name, scales=scales, foreign=foreign, lora_weight2=self.lora_weight2,
             )  # fmt: skip
             self.path_l2 += books.update_l2
+        if any(r.coarse for r in records) and self.tolerance < COARSE:
+            self.tolerance = COARSE
+            self.writer.write_manifest(tolerance=COARSE, autocast=True)
         if records:
             self._record(records, books, clip_scale, scales)
         for probing in self._probing:
