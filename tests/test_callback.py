@@ -218,6 +218,23 @@ def test_agreement_is_averaged_before_it_is_divided() -> None:
 # -- endings
 
 
+def test_the_end_is_the_last_step_not_the_best_checkpoint(tmp_path: Path) -> None:
+    model, probe = tiny(), collate(rows(3))
+    made = Trainer(
+        model, TrainingArguments(**arguments(
+            tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, learning_rate=0.5,
+            load_best_model_at_end=True, max_steps=3,
+        )),
+        train_dataset=rows(), eval_dataset=rows(3), data_collator=collate,
+        callbacks=[LedgerCallback(tmp_path / "run", probes={"anchor": probe})],
+    )  # fmt: skip
+    made.train()
+    run = check_books(tmp_path / "run", steps=3)
+    losses = [line["eval_loss"] for line in made.state.log_history if "eval_loss" in line]
+    assert min(losses) < 0.9 * losses[-1]  # this learning rate spoils the model
+    assert run.table("probes")["loss_nats"].to_pylist()[-1] == pytest.approx(losses[-1], rel=0.05)
+
+
 class Breaks(TrainerCallback):
     def __init__(self, at: int, error: BaseException) -> None:
         self.at, self.error = at, error

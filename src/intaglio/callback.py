@@ -97,6 +97,8 @@ class LedgerCallback(TrainerCallback):
             self._steps.append(self.ledger.latest)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "train_runtime" in logs and args.load_best_model_at_end:
+            self._close(None)  # before the best checkpoint's weights replace the last step's
         if logs is None or "loss" not in logs or not self._steps:
             return
         found = scalars(self._steps)
