@@ -106,7 +106,7 @@ class Collector:
         self.layout, self.keep, self.spill = layout, True, False
         self.projections = Projections(layout, seed)
         self.records: dict[int, Record] = {}
-        self._gram_cache: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._gram_cache: dict[tuple, tuple[Tensor, writes.Gram]] = {}
         self._proved: set[int] = set()
 
     # -- callbacks of the tap
@@ -213,13 +213,11 @@ class Collector:
         a_gram = None
         if weight.side != "in" and writes.ghost_is_cheaper(a.shape[1], a.shape[2], b.shape[2]):
             a_gram = self._gram_of(a, index)
-        units = writes.squared_norms(a, b, side=weight.side, n_units=weight.n_units, a_gram_BTT=a_gram)
+        units, lengths = writes.squared_norms(a, b, side=weight.side, n_units=weight.n_units, a_gram=a_gram)
         weight.add_units(record.push2_NA[block.slots], units)
-        lengths = a_gram.diagonal(dim1=1, dim2=2) if a_gram is not None else a.square().sum(-1)
-        where = slice(span.start + offset, span.stop + offset)
-        record.write2_BT[block.rows, where] += lengths * b.square().sum(-1)
+        record.write2_BT[block.rows, span.start + offset : span.stop + offset] += lengths
 
-    def _gram_of(self, a: Tensor, block: int) -> Tensor:
+    def _gram_of(self, a: Tensor, block: int) -> writes.Gram:
         key = (a.data_ptr(), a.shape, block)
         if key not in self._gram_cache:
             if len(self._gram_cache) > 8:
@@ -228,16 +226,16 @@ class Collector:
         return self._gram_cache[key][1]
 
     def _project(self, weight: Weight, a: Tensor, b: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(R_a a)_BTk and (R_b b)_BTk."""
+        """(R_a a)_BkT and (R_b b)_BkT; this order of the product is several times faster than a @ R_a."""
         n_in, n_out = shape
         signs_in = self.projections.signs(weight, "in", n_in, a.device)
         signs_out = self.projections.signs(weight, "out", n_out, b.device)
-        return a @ signs_in, b @ signs_out
+        return signs_in.mT @ a.mT, signs_out.mT @ b.mT
 
-    def _sketch_matrix(self, record: Record, weight: Weight, a_BTK: Tensor, b_BTK: Tensor, offset: int) -> None:
+    def _sketch_matrix(self, record: Record, weight: Weight, a_BKT: Tensor, b_BKT: Tensor, offset: int) -> None:
         columns = self.projections.columns(weight)
         for _, block, span in _spans(record.caught, offset):
-            sketch = b_BTK[block.rows, span].mT @ a_BTK[block.rows, span]
+            sketch = b_BKT[block.rows, :, span] @ a_BKT[block.rows, :, span].mT
             record.sketch_NS[block.slots, columns] += sketch.flatten(1)
 
     def _vector(self, record: Record, weight: Weight, g_BTD: Tensor, offset: int = 0) -> None:
@@ -303,7 +301,7 @@ class Collector:
             part = b[block.rows, span]
             norms = writes.lookup_squared_norms(ids[block.rows, span], part)
             weight.add_units(record.push2_NA[block.slots], norms[:, None])
-        self._sketch_matrix(record, weight, b @ signs_column, signs_row[ids], 0)
+        self._sketch_matrix(record, weight, signs_column.mT @ b.mT, signs_row[ids].mT, 0)
         record.write2_BT += b.square().sum(-1)
         if self.keep:
             self._kept(record, Factor(site, None, kept_b, ids=ids))

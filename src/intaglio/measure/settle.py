@@ -17,7 +17,7 @@ from intaglio.measure.rules import Rule, denominator, rule_for
 from intaglio.model.layout import Layout, Site, Weight
 
 PIECE = 1 << 16  # numbers per piece: a few such buffers fit a core's cache
-ROUNDING_STRIDE = 7  # every 7th coordinate stands for the rounding of a large piece; prime, so no column is favoured
+ROUNDING_SHARE = 7  # one row in seven stands for the rounding of a large piece
 SMALL_PIECE = 1 << 12
 SAMPLES = 64  # strided coordinates per parameter for the clip scale
 FOREIGN = 1e-5  # spread of the clip scale over coordinates beyond which a gradient was not merely scaled
@@ -153,30 +153,26 @@ def _piece(
 def _rounding(
     rule: Rule, update: Tensor, before: Tensor, momentum: Tensor, grad: Tensor, d: Tensor | None, ulp: float
 ) -> Tensor:
-    """<what precision swallowed, U> of a piece, from every 7th coordinate of a large one.
+    """<what precision swallowed, U> of a piece, from a seventh of its rows.
 
     Rounding may explain two units in the last place of the weight and no more, so that a
     wrong formula cannot hide in it.
     """
-    stride = ROUNDING_STRIDE if update.numel() > SMALL_PIECE else 1
-    update, before, momentum, grad = (_strided(t, stride) for t in (update, before, momentum, grad))
+    some = slice(0, -(-len(update) // ROUNDING_SHARE) if update.numel() > SMALL_PIECE else None)
+    stands_for = len(update) / len(update[some])
+    update, before, momentum, grad = update[some], before[some], momentum[some], grad[some]
     asked = grad.float() * rule.data
     if rule.carry:
         asked.add_(momentum, alpha=rule.carry)
     if rule.decay and rule.decay_over_denominator:
         asked.add_(before, alpha=rule.decay)
     if d is not None:
-        asked.div_(_strided(d, stride))
+        asked.div_(d[some])
     if rule.decay and not rule.decay_over_denominator:
         asked.add_(before, alpha=rule.decay)
     bound = before.abs().add_(update.abs()).mul_(ulp)
     swallowed = torch.clamp(update - asked, -bound, bound)
-    return torch.dot(swallowed, update) * stride
-
-
-def _strided(t: Tensor, stride: int) -> Tensor:
-    flat = t.reshape(-1)
-    return flat if stride == 1 else flat[::stride].contiguous()
+    return torch.dot(swallowed.view(-1), update.reshape(-1)) * stands_for
 
 
 def _by_projection(weight: Weight, snapshot: Snapshot, scale: float) -> ParamBooks:

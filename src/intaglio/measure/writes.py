@@ -16,16 +16,35 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def gram(x_BTP: Float[Tensor, "B T P"]) -> Float[Tensor, "B T T"]:
-    """Inner products of all positions of a row with each other."""
-    return x_BTP @ x_BTP.mT
+Gram = tuple[Tensor, ...]  # inner products of a row's positions: whole, or as the blocks (11, 12, 22)
+
+HALVES_FROM = 64  # positions from which symmetry is worth three products
 
 
-def unit_gram(x_BTP: Float[Tensor, "B T P"], n_units: int) -> Float[Tensor, "B U T T"]:
-    """The same, separately for each of `n_units` equal slices of the last axis."""
+def gram(x_XTP: Float[Tensor, "*X T P"]) -> Gram:
+    """Inner products of all positions of a row with each other; the mirrored quarter is not made."""
+    half = x_XTP.shape[-2] // 2
+    if 2 * half < HALVES_FROM:
+        return (x_XTP @ x_XTP.mT,)
+    top, bottom = x_XTP[..., :half, :], x_XTP[..., half:, :]
+    return top @ top.mT, top @ bottom.mT, bottom @ bottom.mT
+
+
+def gram_dot(first: Gram, second: Gram) -> Tensor:
+    """Sum of the elementwise product of two Gram matrices, over their positions."""
+    parts = [(a * b).sum((-1, -2)) for a, b in zip(first, second)]
+    return parts[0] if len(parts) == 1 else parts[0] + 2 * parts[1] + parts[2]
+
+
+def gram_lengths(found: Gram) -> Tensor:
+    """Squared length of every position: the diagonal."""
+    return torch.cat([block.diagonal(dim1=-2, dim2=-1) for block in found[::2]], dim=-1)
+
+
+def by_unit(x_BTP: Float[Tensor, "B T P"], n_units: int) -> Float[Tensor, "B U T D"]:
+    """Equal slices of the last axis, each as a batch of its own."""
     rows, positions, width = x_BTP.shape
-    x_BUTD = x_BTP.view(rows, positions, n_units, width // n_units).transpose(1, 2)
-    return x_BUTD @ x_BUTD.mT
+    return x_BTP.view(rows, positions, n_units, width // n_units).transpose(1, 2)
 
 
 def ghost_is_cheaper(positions: int, n_in: int, n_out: int) -> bool:
@@ -39,26 +58,31 @@ def squared_norms(
     *,
     side: str = "",
     n_units: int = 1,
-    a_gram_BTT: Tensor | None = None,
-) -> Float[Tensor, "B U"]:
-    """Squared length of each row's summed writes sum_t b_t a_t^T, per unit.
+    a_gram: Gram | None = None,
+) -> tuple[Float[Tensor, "B U"], Float[Tensor, "B T"]]:
+    """Squared length of each row's summed writes sum_t b_t a_t^T per unit, and of every single write.
 
     Goodfellow 1510.01799; Li et al. 2110.05679: |g|^2 = sum_{s,t} (a_s.a_t)(b_s.b_t).
 
     Args:
         side: "out" if the units slice b, "in" if they slice a, "" if there is one unit.
-        a_gram_BTT: `gram(a_BTP)` where it is known already (q, k and v share it).
+        a_gram: `gram(a_BTP)` where it is known already (q, k and v share it).
     """
     positions, n_in, n_out = a_BTP.shape[1], a_BTP.shape[2], b_BTQ.shape[2]
     if not ghost_is_cheaper(positions, n_in, n_out):
-        return _squared_norms_built(a_BTP, b_BTQ, side=side, n_units=n_units)
+        lengths = a_BTP.square().sum(-1) * b_BTQ.square().sum(-1)
+        return _squared_norms_built(a_BTP, b_BTQ, side=side, n_units=n_units), lengths
     if side == "in":
-        products = unit_gram(a_BTP, n_units).mul_(gram(b_BTQ)[:, None])
-        return products.sum((-1, -2))
-    a_gram_BTT = gram(a_BTP) if a_gram_BTT is None else a_gram_BTT
+        a_gram, b_gram = gram(by_unit(a_BTP, n_units)), gram(b_BTQ)
+        lengths = gram_lengths(a_gram).sum(1) * gram_lengths(b_gram)
+        return gram_dot(a_gram, tuple(g[:, None] for g in b_gram)), lengths
+    a_gram = gram(a_BTP) if a_gram is None else a_gram
     if side == "out":
-        return unit_gram(b_BTQ, n_units).mul_(a_gram_BTT[:, None]).sum((-1, -2))
-    return torch.linalg.vecdot(gram(b_BTQ).flatten(1), a_gram_BTT.flatten(1))[:, None]
+        b_gram = gram(by_unit(b_BTQ, n_units))
+        lengths = gram_lengths(a_gram) * gram_lengths(b_gram).sum(1)
+        return gram_dot(b_gram, tuple(g[:, None] for g in a_gram)), lengths
+    b_gram = gram(b_BTQ)
+    return gram_dot(a_gram, b_gram)[:, None], gram_lengths(a_gram) * gram_lengths(b_gram)
 
 
 def _squared_norms_built(a_BTP: Tensor, b_BTQ: Tensor, *, side: str, n_units: int) -> Tensor:
@@ -76,7 +100,7 @@ def lookup_squared_norms(
 ) -> Float[Tensor, "B"]:
     """Squared length of each row's gradient of an embedding table: rows of equal ids add up."""
     same = ids_BT[:, :, None] == ids_BT[:, None, :]
-    return (gram(b_BTD) * same).sum((-1, -2))
+    return ((b_BTD @ b_BTD.mT) * same).sum((-1, -2))
 
 
 def tied_cross_terms(
@@ -112,7 +136,7 @@ def token_dots(
 
 
 def logit_statistics(
-    logits_NV: Float[Tensor, "N V"], grad_NV: Float[Tensor, "N V"], target_N: Int[Tensor, "N"], *, chunk: int = 1 << 20
+    logits_NV: Float[Tensor, "N V"], grad_NV: Float[Tensor, "N V"], target_N: Int[Tensor, "N"], *, chunk: int = 1 << 18
 ) -> dict[str, Float[Tensor, "N"]]:
     """Surprise and entropy of each prediction, and the weight that the loss gave it.
 
