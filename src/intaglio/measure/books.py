@@ -98,6 +98,9 @@ def settle(
         if not all(id(w.param) in snapshot.moved for w in (site.weight, site.lora_b)):
             continue
         found = settle_lora(site, optimizer, snapshot, rule_name, scales, groups)
+        if foreign & {id(site.weight.param), id(site.lora_b.param)}:
+            total.unmeasured2 += float(found.uu.sum())
+            continue
         total.add_lora(site, found, lora_weight2[site.index])
         directions.lora[site.index] = (found.direction_a, found.direction_b)
     for p in layout.unmeasured.values():

@@ -150,6 +150,7 @@ class Ledger:
         self._seen_tokens: set[int] = set()
         self._handles: list = []
         self._spent = 0.0
+        self._depth = 0  # steps under way: one, or two where a subclass's step calls its parent's
         self._attached = self._headless = False
 
     # -- life
@@ -176,8 +177,8 @@ class Ledger:
         self.tap.attach()
         self.clip = ClipScale([p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad])
         self._handles = [
-            self.optimizer.register_step_pre_hook(lambda *_: self._timed(self._before)),
-            self.optimizer.register_step_post_hook(lambda *_: self._timed(self._after)),
+            self.optimizer.register_step_pre_hook(self._step_begins),
+            self.optimizer.register_step_post_hook(self._step_ends),
         ]
         self._attached = True
         self._ended = time.perf_counter()
@@ -279,6 +280,7 @@ class Ledger:
         self.collector.spill = self.budget.spill
 
     def _begin_pass(self, caught: object) -> None:
+        self._depth = 0  # a step that raised never ended
         if self.collector.records and self.clip.dropped():
             self.collector.records.clear()  # the gradients were cleared without a step
         if self.collector.keep and not self.budget.admit(caught.ids_BT.numel(), len(self.collector.records)):
@@ -286,7 +288,36 @@ class Ledger:
             for record in self.collector.records.values():
                 record.factors.clear()
             print(f"intaglio: {self.budget.reason}")
+            self.writer.write_manifest(memory=self.budget.as_dict())
         self.collector.begin(caught)
+
+    def _step_begins(self, optimizer: object, args: tuple, kwargs: dict) -> tuple | None:
+        """Before the optimizer moves anything; under step(closure) that is when the closure returns.
+
+        A subclass's step calls its parent's, with hooks of its own: only the outermost counts.
+        """
+        self._depth += 1
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if self._depth > 1 or closure is None:
+            if self._depth == 1:
+                self._timed(self._before)
+            return None
+        waiting = [self._before]
+
+        def measured_closure() -> Any:
+            self._depth, depth = 0, self._depth
+            found = closure()
+            self._depth = depth
+            if waiting:
+                self._timed(waiting.pop())
+            return found
+
+        return args[:1], {**kwargs, "closure": measured_closure}
+
+    def _step_ends(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._timed(self._after)
 
     def _before(self) -> None:
         records = list(self.collector.records.values())

@@ -20,6 +20,7 @@ from intaglio.errors import DataError
 KL_POSITIONS = 512  # predictions kept from the start, per probe
 DRIFT_TOKENS = 512  # tokens whose hidden states are kept from the start, per probe
 ROLES = ("target", "anchor")
+HOOKED = "_output_capturing_hooks_installed"  # transformers' own mark
 
 
 @dataclass(eq=False)
@@ -91,8 +92,13 @@ def _targets(batch: Mapping[str, Tensor]) -> Tensor:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode with every module's own flag and the random state put back afterwards."""
+    """Eval mode with every module's own flag and the random state put back afterwards.
+
+    transformers leaves hooks in a model once hidden states are asked for; they are taken out again.
+    """
     flags = {m: m.training for m in model.modules()}
+    hooks = {m: set(m._forward_hooks) for m in flags}
+    marked = {m for m in flags if HOOKED in vars(m)}
     device = next(model.parameters()).device
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -102,6 +108,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags.items():
             module.training = flag
+            for key in set(module._forward_hooks) - hooks[module]:
+                del module._forward_hooks[key]
+            if module not in marked and HOOKED in vars(module):
+                delattr(module, HOOKED)
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state(cuda, device)

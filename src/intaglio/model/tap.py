@@ -141,6 +141,10 @@ class Tap:
         self._in_backward: Pass | None = None
         self._handles: list = []
 
+    def __reduce__(self) -> tuple:
+        """A model that is copied or pickled takes its hooks along: on the copy they do nothing."""
+        return _asleep, ()
+
     def attach(self) -> None:
         add = self._handles.append
         add(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
@@ -289,3 +293,9 @@ class Tap:
         if not current.live and self.enabled:
             current.live = True
             self._guard(self.on_pass, current)
+
+
+def _asleep() -> Tap:
+    tap = object.__new__(Tap)
+    tap.enabled, tap.current, tap._in_backward, tap._handles = False, None, None, []
+    return tap
