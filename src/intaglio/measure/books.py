@@ -243,14 +243,15 @@ def lora_weight2(layout: Layout) -> dict[int, Tensor]:
     for site in layout.sites:
         if site.kind != "lora":
             continue
-        w2 = site.module.get_base_layer().weight.detach().double().square()
+        w = site.module.get_base_layer().weight.detach()
+        w2 = (w.t() if getattr(site.module, "fan_in_fan_out", False) else w).double().square()
         weight = site.weight
         if weight.n_units == 1:
             found[site.index] = w2.sum()[None]
         elif weight.side == "out":
-            found[site.index] = w2.view(weight.n_units, -1).sum(-1)
+            found[site.index] = w2.reshape(weight.n_units, -1).sum(-1)
         else:
-            found[site.index] = w2.view(w2.shape[0], weight.n_units, -1).sum((0, 2))
+            found[site.index] = w2.reshape(w2.shape[0], weight.n_units, -1).sum((0, 2))
     return found
 
 

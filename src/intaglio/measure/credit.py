@@ -15,8 +15,8 @@ from torch import Tensor
 from intaglio.measure.books import Directions, project
 from intaglio.measure.collect import Record
 from intaglio.measure.rules import Rule, denominator, rule_for
-from intaglio.measure.settle import Snapshot
-from intaglio.model.layout import Layout
+from intaglio.measure.settle import Snapshot, projection_factor
+from intaglio.model.layout import Layout, Weight
 
 
 @dataclass(eq=False)
@@ -48,17 +48,20 @@ def prepare(
         if key not in snapshot.moved:
             continue
         g = gradient[key]
-        if key in foreign or rule_name == "other":
-            accounts.unmeasured -= _dot(g, p.detach().float() - snapshot.theta[key].float())
+        step = p.detach().float() - snapshot.theta[key].float() if key in foreign or rule_name == "other" else None
+        if key in foreign:
+            accounts.unmeasured -= _dot(g, step)
+            continue
+        if rule_name == "other":  # the part of the step along the gradient is the data's, the rest nobody's
+            along = projection_factor(p, snapshot)
+            accounts.unmeasured -= _dot(g, step.sub_(p.grad.float(), alpha=along))
+            _direct(accounts, halves, weight, g, -along * scales.get(key, 1.0))
             continue
         rule = rule_for(rule_name, groups[key], optimizer.state.get(p, {}), had_buffer=key in snapshot.had_buffer)
         direction = _over(g, rule, optimizer.state.get(p, {}), accounts, snapshot.theta[key])
         accounts.carry -= rule.carry * _dot(direction, snapshot.momentum[key])
         factor = -rule.data * scales.get(key, 1.0)
-        if weight.kind.startswith("lora"):
-            halves[key] = direction * factor
-        else:
-            accounts.directions.plain[key] = (direction, factor)
+        _direct(accounts, halves, weight, direction, factor)
     for site in layout.sites:
         if site.kind == "lora" and id(site.weight.param) in halves and id(site.lora_b.param) in halves:
             a, b = halves[id(site.weight.param)], halves[id(site.lora_b.param)]
@@ -67,6 +70,13 @@ def prepare(
         if id(p) in snapshot.moved:
             accounts.unmeasured -= _dot(gradient[id(p)], p.detach().float() - snapshot.theta[id(p)].float())
     return accounts
+
+
+def _direct(accounts: CreditAccounts, halves: dict[int, Tensor], weight: Weight, direction: Tensor, factor: float) -> None:
+    if weight.kind.startswith("lora"):
+        halves[id(weight.param)] = direction * factor
+    else:
+        accounts.directions.plain[id(weight.param)] = (direction, factor)
 
 
 def _over(g: Tensor, rule: Rule, state: dict, accounts: CreditAccounts, before: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from intaglio.measure.books import StepBooks
 from intaglio.measure.collect import Factor, Record
-from intaglio.measure.rules import denominator, rule_for
-from intaglio.measure.settle import Snapshot, canonical
+from intaglio.measure.rules import check_measurable, denominator, rule_for
+from intaglio.measure.settle import Snapshot, canonical, projection_factor
 from intaglio.model.layout import Layout, Site, Weight
 
 SLAB = 1 << 23  # numbers of per-example gradient held at once
@@ -142,8 +142,8 @@ def _lora_blocks(site: Site, records: list[Record]) -> Iterator[tuple[int, Tenso
 
 def _lora_products(site: Site, records: list[Record], n: int) -> Tensor:
     """Inner products of the examples' gradients at the frozen matrix."""
-    w = site.module.get_base_layer().weight
-    g_NQP = torch.zeros(n, *w.shape, device=w.device)
+    up, down = site.lora_b.param, site.weight.param
+    g_NQP = torch.zeros(n, up.shape[0], down.shape[1], device=up.device)
     for slot, x, _, b in _lora_blocks(site, records):
         g_NQP[slot] = b.mT @ x
     flat = g_NQP.flatten(1)
@@ -156,12 +156,13 @@ def _lora_squared(
 ) -> Tensor:  # fmt: skip
     """Squared length of each example's part of the product's step, s (c^B A0 + B0 c^A)."""
     groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
-    name = "sgd" if isinstance(optimizer, torch.optim.SGD) else "adamw"
+    name = check_measurable(optimizer)
     old, factor, d = {}, {}, {}
     for key, weight in (("a", site.weight), ("b", site.lora_b)):
         p, state = weight.param, optimizer.state.get(weight.param, {})
         rule = rule_for(name, groups[id(p)], state, had_buffer=id(p) in snapshot.had_buffer)
-        old[key], factor[key] = snapshot.theta[id(p)].float(), rule.data * scales.get(id(p), 1.0)
+        along = rule.data if rule.formula else projection_factor(p, snapshot)
+        old[key], factor[key] = snapshot.theta[id(p)].float(), along * scales.get(id(p), 1.0)
         d[key] = denominator(rule, state, ...)
     total = torch.zeros(n, dtype=torch.float64, device=old["a"].device)
     for slot, _, x, b in _lora_blocks(site, records):

@@ -397,7 +397,10 @@ class Ledger:
         if self.group_carry is not None and books is not None:
             found = self.group_carry.step(records, [self._group(i) for i in ids], books, scales, self.snapshot, self.optimizer)
             self.writer.append_rows("group_carry", [{"step": self.step, "group": g, "carry_shift": v} for g, v in found.items()])
-        self._record_step(records, books, visits, clip_scale, match, grad_l2, squared)
+        total2 = grad_l2**2
+        if self.layout.lora:  # autograd never makes the product's gradient; lengths are exact, products as good as `products`
+            total2 = float(squared.sum() + products.sum() - np.trace(products))
+        self._record_step(records, books, visits, clip_scale, match, total2, squared)
         self._note_examples(examples)
 
     def _group(self, example: str) -> str:
@@ -438,12 +441,10 @@ class Ledger:
 
     def _record_step(
         self, records: list, books: StepBooks | None, visits: dict, clip_scale: float, match: float,
-        grad_l2: float, squared: np.ndarray,
+        total2: float, squared: np.ndarray,
     ) -> None:  # fmt: skip
-        if self.layout.lora:  # the product's gradient is known only in its sketch
-            grad_l2 = float(torch.cat([r.sketch_NS for r in records]).double().sum(0).norm())
         trained = np.array(visits["targets"]) > 0
-        gg, s = make.agreement(grad_l2, squared[trained])
+        gg, s = make.agreement(total2, squared[trained])
         targets = int(np.sum(visits["targets"]))
         weighted = [l * t for l, t in zip(visits["loss_nats"], visits["targets"]) if t]
         now = time.perf_counter()
@@ -451,7 +452,7 @@ class Ledger:
             "step": self.step, "examples": len(visits["slot"]), "targets": targets,
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "loss_nats": sum(weighted) / targets if targets else None,
-            "grad_l2": grad_l2, "clip_scale": clip_scale, "gradient_match": match,
+            "grad_l2": math.sqrt(max(total2, 0.0)), "clip_scale": clip_scale, "gradient_match": match,
             "unsettled": self.step < make.UNSETTLED_STEPS, "agreement_gg": gg, "agreement_s": s,
             "measured": self.level if books is not None else "norms",
             "net_l2": self.net.measure(), "seconds": now - self._ended, "measure_seconds": self._spent,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from intaglio.measure.rules import denominator, rule_for
-from intaglio.measure.settle import Snapshot
+from intaglio.measure.settle import Snapshot, projection_factor
 from intaglio.model.layout import Site, Weight
 
 
@@ -48,6 +48,7 @@ class _Half:
     decay_over_denominator: bool
     decay: float
     ulp: float
+    unexplained: Tensor | float = 0.0  # of the change, under an optimizer without formulas
 
     @property
     def change(self) -> Tensor:
@@ -69,9 +70,10 @@ def _half(
     d = denominator(rule, state, ...)
     inverse = 1.0 if d is None else 1.0 / d.double()
     old, momentum = snapshot.theta[id(p)].double(), snapshot.momentum[id(p)].double()
-    if not rule.formula:  # nothing is known of this optimizer: the whole step is unexplained
-        change = p.detach().double() - old
-        return _Half(old, p.detach().double(), momentum, change, 1.0, 0.0, 0.0, False, 0.0, 0.0)
+    if not rule.formula:  # nothing is known of this optimizer: the part along the gradient is the data's
+        new, alpha = p.detach().double(), projection_factor(p, snapshot)
+        unexplained = new - old - alpha * p.grad.double()
+        return _Half(old, new, momentum, new - old, 1.0, alpha * scale, 0.0, False, 0.0, 0.0, unexplained)
     half = _Half(
         old, p.detach().double(), momentum, old, inverse, rule.data * scale, rule.carry,
         rule.decay_over_denominator, rule.decay, 2 * torch.finfo(p.dtype).eps,
@@ -139,14 +141,14 @@ def settle_lora(
         decay=both(a.decay_vector(), b.decay_vector()),
         rounding=both(a.swallowed(), b.swallowed()),
         interaction=interaction,
-        unexplained=uu - interaction if rule_name == "other" else torch.zeros_like(uu),
+        unexplained=both(_full(a.unexplained, a.old), _full(b.unexplained, b.old)),
         direction_a=direction_a.float(),
         direction_b=direction_b.float(),
     )
 
 
-def _full(inverse: Tensor | float, like: Tensor) -> Tensor:
-    return inverse if isinstance(inverse, Tensor) else torch.full_like(like, inverse)
+def _full(value: Tensor | float, like: Tensor) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.full_like(like, value)
 
 
 def lora_token_dots(

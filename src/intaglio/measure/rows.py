@@ -70,19 +70,19 @@ def leave_one_out(products_NN: np.ndarray) -> np.ndarray:
         return np.where((own > 0) & (others2 > 0), (rows - own) / np.sqrt(own * others2), math.nan)
 
 
-def agreement(total_l2: float, squared_N: np.ndarray) -> tuple[float | None, float | None]:
+def agreement(total2: float, squared_N: np.ndarray) -> tuple[float | None, float | None]:
     """Unbiased GG and S of a step (McCandlish 1812.06162), with B h_i in the place of g_i.
 
     Args:
-        total_l2: norm of the sum of all h_i.
+        total2: squared norm of the sum of all h_i, or an unbiased estimate (which may be negative).
         squared_N: squared norms of the h_i.
     """
     b = len(squared_N)
     if b < 2:
         return None, None
     mean2 = b * float(squared_N.sum())  # mean of |B h_i|^2
-    gg = (b * total_l2**2 - mean2) / (b - 1)
-    s = (mean2 - total_l2**2) / (1 - 1 / b)
+    gg = (b * total2 - mean2) / (b - 1)
+    s = (mean2 - total2) / (1 - 1 / b)
     return gg, s
 
 

@@ -175,13 +175,19 @@ def _rounding(
     return torch.dot(swallowed.view(-1), update.reshape(-1)) * stands_for
 
 
+def projection_factor(p: torch.nn.Parameter, snapshot: Snapshot) -> float:
+    """<U, G> / |G|^2 of one parameter: the part of its step that lies along its gradient."""
+    update, grad = p.detach().double() - snapshot.theta[id(p)].double(), p.grad.double()
+    return float((update * grad).sum() / grad.square().sum().clamp_min(1e-38))
+
+
 def _by_projection(weight: Weight, snapshot: Snapshot, scale: float) -> ParamBooks:
     """An optimizer without formulas here: c = h <U,G>/|G|^2 per tensor, the rest is unexplained."""
     p = weight.param
     before = snapshot.theta[id(p)].float()
     update = p.detach().float() - before
     grad = p.grad.float()
-    alpha = float((update * grad).sum() / grad.square().sum().clamp_min(1e-38))
+    alpha = projection_factor(p, snapshot)
     rule = Rule(alpha, 0.0, 0.0, None, formula=False)
 
     def units(product: Tensor) -> Tensor:
