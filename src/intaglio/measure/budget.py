@@ -26,7 +26,7 @@ def parse_bytes(text: str | int | None) -> int | None:
     return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
-def human(n_bytes: float) -> str:
+def human(n_bytes: float | int) -> str:
     for unit in ("bytes", "KiB", "MiB"):
         if abs(n_bytes) < 1024:
             return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"

@@ -8,6 +8,7 @@ D is the denominator after the step (1 for SGD). See definitions.md, section 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -109,7 +110,7 @@ def _sgd(group: dict, had_buffer: bool) -> Rule:
     )
 
 
-def denominator(rule: Rule, state: dict, part: slice | tuple) -> Tensor | None:
+def denominator(rule: Rule, state: dict, part: slice | tuple | EllipsisType) -> Tensor | None:
     """D of a slice of the parameter, after the step; None where there is none."""
     if rule.second is None:
         return None
