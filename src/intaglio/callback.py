@@ -30,6 +30,7 @@ from intaglio.model.tap import Pass, segments
 
 COLLATED = 32  # rows collated at once while rows are looked up
 LOOKUP_SECONDS = 60.0
+_NEAR = 20  # frames between a trainer and its callback, decorators included
 
 
 class LedgerCallback(TrainerCallback):
@@ -293,9 +294,11 @@ def _calling_trainer() -> Trainer | None:
 
     Looks into transformers' own frames only: reading a frame's locals keeps them alive.
     """
-    frame = sys._getframe(2)
-    while frame is not None and _is_of_trainer(frame):
-        found = frame.f_locals.get("self")
+    frame = sys._getframe(1)
+    for _ in range(_NEAR):
+        if frame is None:
+            break
+        found = frame.f_locals.get("self") if _is_of_trainer(frame) else None
         if isinstance(found, Trainer):
             return found
         frame = frame.f_back
