@@ -301,3 +301,11 @@ def test_dora_is_refused_by_name(tmp_path):
     with pytest.raises(UnmeasurableError, match="DoRA"):
         Ledger(model, SGD([p for p in model.parameters() if p.requires_grad], lr=0.1), out=tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_group_momentum_is_refused_on_adapters(tmp_path):
+    model = adapted("llama_gqa")
+    params = [p for p in model.parameters() if p.requires_grad]
+    with pytest.raises(UnmeasurableError, match="group momentum"):
+        Ledger(model, SGD(params, lr=0.1), out=tmp_path / "run", group_momentum=True)
+    assert not list(tmp_path.iterdir())

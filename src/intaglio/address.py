@@ -21,7 +21,8 @@ from intaglio.errors import InputError
 _PATTERN = re.compile(
     r"^(?:(?P<whole>embed(?:\.pos|\.norm)?|norm|unembed(?:\.bias)?|other)"
     r"|L(?P<layer>\d+)\.(?P<part>attn|mlp|norm)"
-    r"(?:\.(?:H(?P<head>\d+)|N(?P<neuron>\d+)|(?P<sub>[a-z_0-9]+)))?)$"
+    r"(?:\.(?:H(?P<head>\d+)|N(?P<neuron>\d+)|(?P<sub>[a-z_0-9]+)))?)\Z",
+    re.ASCII,
 )
 _ORDER = {"embed": 0, "embed.pos": 1, "embed.norm": 2, "norm": 4, "unembed": 5, "unembed.bias": 6, "other": 7}
 _PARTS = {"norm": 0, "attn": 1, "mlp": 2}

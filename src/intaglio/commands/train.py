@@ -293,6 +293,7 @@ class Job:
                 pad_id=ready.pad_id(self.subject.tokenizer), first_step=first, after_step=after_step,
             )  # fmt: skip
             writer.manifest["training_seconds"] = time.perf_counter() - started
+            ledger.flush()  # a resumed run trusts that all rows before a checkpoint are on disk
             self._save(writer, self.recipe.steps, optimizer)
             self._replay_spikes(writer, ledger)
         torch.cuda.empty_cache() if torch.cuda.is_available() else None

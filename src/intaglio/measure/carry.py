@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intaglio.errors import UnmeasurableError
 from intaglio.measure.books import StepBooks
 from intaglio.measure.collect import Record
 from intaglio.measure.exact import slabs
@@ -26,8 +25,6 @@ class GroupCarry:
     """Buffers by group; costs one copy of the momentum per group and one weight gradient per step."""
 
     def __init__(self, layout: Layout, optimizer: torch.optim.Optimizer) -> None:
-        if layout.lora:
-            raise UnmeasurableError("--group-momentum is not measured under LoRA", expected="full fine-tuning")
         self.layout = layout
         self.buffers: dict[str, dict[int, Tensor]] = {}
         for weight in layout.weights:

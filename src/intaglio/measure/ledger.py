@@ -137,13 +137,12 @@ class Ledger:
         self.tolerance = min(TOLERANCE.get(w.param.dtype, COARSE) for w in self.layout.weights)
         self.path_l2 = 0.0
         self.latest: dict[str, Any] = {}
-        self.group_carry = None
+        self.group_carry, self.group_momentum = None, group_momentum
         if group_momentum:
+            if self.layout.lora:
+                raise UnmeasurableError("group momentum is not measured under LoRA", expected="full fine-tuning")
             if every > 1 or level == "norms" or self.rule_name == "other":
                 raise InputError("group momentum follows every step of SGD, Adam or AdamW", expected="full, every=1")
-            from intaglio.measure.carry import GroupCarry
-
-            self.group_carry = GroupCarry(self.layout, self.optimizer)
         self.writer = writer or RunWriter(out, {}, force=force, resume=resume)
         self.writer.write_manifest(**self._manifest(), **dict(manifest or {}))
         self._seen_examples: set[str] = set()
@@ -180,6 +179,10 @@ class Ledger:
             self.optimizer.register_step_pre_hook(self._step_begins),
             self.optimizer.register_step_post_hook(self._step_ends),
         ]
+        if self.group_momentum:  # only now: a resumed run has loaded the optimizer's state since
+            from intaglio.measure.carry import GroupCarry
+
+            self.group_carry = GroupCarry(self.layout, self.optimizer)
         self._attached = True
         self._ended = time.perf_counter()
         self._plan_step()

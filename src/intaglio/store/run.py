@@ -139,15 +139,8 @@ class RunWriter:
                       lambda p: pq.write_table(data.cast(schema_of(table)), p, compression="zstd"))  # fmt: skip
 
     def finish(self, **changes: Any) -> Path:
-        """Compact the parts, mark the run complete and give it its final name."""
+        """Mark the run complete, give it its final name and compact its parts."""
         self.flush(99999999)
-        for folder in sorted(p for p in self.folder.iterdir() if p.name in TABLES):
-            parts = sorted(folder.glob("part-*.parquet"))
-            if len(parts) > 1:
-                whole = pa.concat_tables([pq.ParquetFile(p).read() for p in parts])
-                _write_atomic(folder / "all.parquet", lambda p, whole=whole: pq.write_table(whole, p, compression="zstd"))
-                for part in parts:
-                    part.unlink()
         self.write_manifest(complete=True, **changes)
         if self._force and self.path.exists():
             shutil.rmtree(self.path)
@@ -155,7 +148,21 @@ class RunWriter:
             os.replace(self.folder, self.path)
         except OSError as error:
             raise StoreError(f"cannot rename {self.folder} to {self.path}: {error.strerror or error}") from None
+        self._compact()
         return self.path
+
+    def _compact(self) -> None:
+        """One file per table, once the run is whole: stopped halfway, or out of space, it is still whole."""
+        for folder in sorted(p for p in self.path.iterdir() if p.name in TABLES):
+            parts = sorted(folder.glob("part-*.parquet"))
+            if len(parts) > 1:
+                whole = pa.concat_tables([pq.ParquetFile(p).read() for p in parts])
+                try:
+                    _write_atomic(folder / "all.parquet", lambda p, t=whole: pq.write_table(t, p, compression="zstd"))
+                except StoreError:
+                    return
+                for part in parts:
+                    part.unlink()
 
 
 def check_free(path: str | Path, *, force: bool = False, resume: bool = False) -> None:
@@ -167,6 +174,8 @@ def check_free(path: str | Path, *, force: bool = False, resume: bool = False) -
     path = Path(path)
     if path.exists() and not force:
         raise StoreError(f"{path} exists already", expected="a new folder, or --force to replace it")
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path} is a file", expected="a new folder")
     if path.exists() and force and not (path / "manifest.json").exists() and any(path.iterdir()):
         raise StoreError(f"{path} is not a run, so --force will not replace it", expected="a run or a new folder")
     if _partial(path).exists() and not (resume or force):
@@ -183,7 +192,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise StoreError(f"{folder} is not a run: it has no manifest.json") from None
     except (OSError, ValueError) as error:
         raise StoreError(f"cannot read {folder / 'manifest.json'}: {error}") from None
-    version = manifest.get("schema_version")
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
         raise StoreError(f"{folder} has another schema version", got=version, expected=str(SCHEMA_VERSION))
     return manifest
