@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,6 +16,20 @@ from torch import nn
 from intaglio.errors import StoreError
 
 KEEP_MOMENTS = 2  # optimizer moments are kept for the last two states only
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without transformers' own progress bars between ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -31,7 +47,8 @@ def save(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimize
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        model.save_pretrained(aside)
+        with _silent():
+            model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         tensors, numbers = _moments(model, optimizer)
         tensors["random_state"] = torch.get_rng_state()

@@ -151,7 +151,7 @@ def train(
             with autocast(recipe, device):
                 mean_loss = model(**batch, use_cache=False).loss
             loss = mean_loss * (sum(data[r].targets for r in micro) / targets)
-            check_loss(float(mean_loss), step, [data[r].row for r in micro])
+            check_loss(float(mean_loss.detach()), step, [data[r].row for r in micro])
             loss.backward()
             total += float(loss.detach())
         if recipe.clip:

@@ -47,8 +47,9 @@ def token_limit(model_limit: int | None, max_tokens: int | None) -> int:
 
 
 def prepare_data(
-    rows: Iterable[Row], tokenizer: Any, *, name: str, max_tokens: int, truncate: bool, originals: list[dict[str, Any]]
-) -> Prepared:
+    rows: Iterable[Row], tokenizer: Any, *, name: str, max_tokens: int, truncate: bool,
+    originals: list[dict[str, Any]], end: bool = True,
+) -> Prepared:  # fmt: skip
     """Encode, audit and fingerprint a data set.
 
     Raises:
@@ -59,7 +60,7 @@ def prepare_data(
     from intaglio.data.audit import audit
     from intaglio.data.encode import encode_rows
 
-    encoded = encode_rows(rows, tokenizer, max_tokens=max_tokens, truncate=truncate)
+    encoded = encode_rows(rows, tokenizer, max_tokens=max_tokens, truncate=truncate, end=end)
     data = [item for item in encoded if item.targets]
     lines = audit(encoded, tokenizer).lines()
     if not data:

@@ -61,8 +61,9 @@ class Encoded:
 
 
 def encode_rows(
-    rows: Iterable[Row], tokenizer: Any, *, max_tokens: int, truncate: bool = False, template: str | None = None
-) -> list[Encoded]:
+    rows: Iterable[Row], tokenizer: Any, *, max_tokens: int, truncate: bool = False, template: str | None = None,
+    end: bool = True,
+) -> list[Encoded]:  # fmt: skip
     """Every row's tokens and target mask, with the tokenizer's end token at the end.
 
     Args:
@@ -71,6 +72,7 @@ def encode_rows(
         max_tokens: the longest row that is allowed, in tokens.
         truncate: cut longer rows instead of refusing them.
         template: a chat template (jinja) in place of the tokenizer's own.
+        end: put the tokenizer's end token behind texts and completions, and train on it.
 
     Raises:
         DataError: a row is too long, or is a chat and there is no template, by row number.
@@ -82,7 +84,7 @@ def encode_rows(
     assert max_tokens >= 2, "a row needs a token and the one before it"
     if template is None and tokenizer.chat_template:
         template = tokenizer.get_chat_template()  # one of several, where it has several
-    return [_encode(row, tokenizer, max_tokens, truncate, template) for row in rows]
+    return [_encode(row, tokenizer, max_tokens, truncate, template, end) for row in rows]
 
 
 def collate(batch: Sequence[Encoded], pad_id: int) -> dict[str, Any]:
@@ -105,13 +107,14 @@ def collate(batch: Sequence[Encoded], pad_id: int) -> dict[str, Any]:
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
-def _encode(row: Row, tokenizer: Any, max_tokens: int, truncate: bool, template: str | None) -> Encoded:
+def _encode(row: Row, tokenizer: Any, max_tokens: int, truncate: bool, template: str | None, end: bool) -> Encoded:
     if row.kind == "messages" or (row.kind == "instruction" and template):
         ids, mask = _encode_chat(row, tokenizer, template)
     else:
         text, start = _plain(row)
         ids, mask = _tokenise(tokenizer, text, [(start, len(text))], special=True)
-        ids, mask = _end(tokenizer, ids, mask)
+        if end:
+            ids, mask = _end(tokenizer, ids, mask)
     if len(ids) > max_tokens and not truncate:
         raise DataError(f"row {row.number} is too long", got=f"{len(ids)} tokens",
                         expected=f"at most {max_tokens}, or truncation asked for")  # fmt: skip
