@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from intaglio.measure.ledger import Ledger
 from intaglio.store.run import Run, open_run
 from tiny import Micro
-from torch import Tensor, nn
 from truth.gradients import example_gradient
 from truth.optimizers import Account, Twin
 
@@ -101,7 +102,8 @@ def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def _truth(
-    model: nn.Module, shadow: nn.Module, before: dict, micros: list[Micro], weights: list[float], factor: float, twin: Twin
+    model: nn.Module, shadow: nn.Module, before: dict, micros: list[Micro], weights: list[float], factor: float,
+    twin: Twin,
 ) -> Truth:  # fmt: skip
     examples = [e for m in micros for e in m.examples]
     own = [example_gradient(shadow, e) for e in examples]

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from intaglio.address import Address, parse
 from intaglio.errors import InputError
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from torch.optim import SGD, AdamW
+
 from study import mean_weights, train
 from tiny import batch, build, micro, texts
-from torch.optim import SGD, AdamW
 from truth.gradients import dot, example_gradient
 from truth.optimizers import Adam as TrueAdam
 from truth.optimizers import Twin

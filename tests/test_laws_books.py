@@ -5,11 +5,13 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.optim import SGD, Adam, AdamW
+
+import tiny
 from intaglio.measure import ledger as ledger_module
 from intaglio.measure import settle
 from study import mean_weights, model_loss, train
 from tiny import BUILDERS, build, micro, micro_packed, texts
-from torch.optim import SGD, Adam, AdamW
 from truth.optimizers import Adam as TrueAdam
 from truth.optimizers import Sgd as TrueSgd
 from truth.optimizers import Twin
@@ -129,7 +131,9 @@ def test_clipping_is_read_not_guessed(clip, tmp_path):
     check(study)
     row, truth = study.rows("steps")[0], study.truths[0]
     assert (row["clip_scale"] < 0.9) == (clip == 0.5)
-    whole = {n: sum(g[n] * w for g, w in zip(truth.gradients, mean_weights(batches(1, micros=2)[0]))) for n in truth.update}
+    whole = {
+        n: sum(g[n] * w for g, w in zip(truth.gradients, mean_weights(batches(1, micros=2)[0]))) for n in truth.update
+    }
     grad_l2 = sum(float(g.double().square().sum()) for g in whole.values()) ** 0.5
     assert row["grad_l2"] == pytest.approx(grad_l2, rel=1e-4)
     assert row["clip_scale"] == pytest.approx(min(1.0, clip / grad_l2), rel=1e-4)
@@ -297,3 +301,25 @@ def test_a_gradient_changed_for_some_tokens_only_breaks_the_match(tmp_path):
     handle.remove()
     assert study.rows("steps")[0]["gradient_match"] > 1e-3
     assert study.rows("steps")[0]["closure"] > CLOSED
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama_tied", "phi3"])
+def test_parameters_are_settled_in_pieces(family, monkeypatch, tmp_path):
+    """Large parameters go piece by piece, each within one head's rows; here every parameter is large."""
+    monkeypatch.setattr(settle, "PIECE", 100)
+    monkeypatch.setattr(settle, "SMALL_PIECE", 50)
+    model = build(family)
+    check(train(model, AdamW(model.parameters(), **ADAMW), batches(2), tmp_path / "run", twin=adamw_twin()))
+
+
+@pytest.mark.parametrize("dtype, lr, closed", [(torch.float32, 1e-6, 1e-4), (torch.bfloat16, 1e-4, 1e-2)])
+def test_the_sampled_rounding_of_large_matrices_closes_the_books(dtype, lr, closed, tmp_path):
+    config = tiny.LlamaConfig(
+        vocab_size=1500, hidden_size=96, intermediate_size=192, num_hidden_layers=1, num_attention_heads=4
+    )
+    torch.manual_seed(0)
+    model = tiny.LlamaForCausalLM(config).to(dtype)
+    study = train(model, AdamW(model.parameters(), lr=lr), batches(3), tmp_path / "run")
+    for row in study.rows("steps"):
+        assert row["closure"] < closed
+    assert (abs(row["rounding_shift"]) > 0.1 * row["update_l2"]) == (dtype == torch.bfloat16)

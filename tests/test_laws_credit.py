@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.optim import SGD, Adam, AdamW
+
 from study import train
 from tiny import batch, build, micro, texts
-from torch.optim import SGD, Adam, AdamW
 from truth.gradients import token_losses
 from truth.optimizers import Adam as TrueAdam
 from truth.optimizers import Sgd as TrueSgd

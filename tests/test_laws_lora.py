@@ -6,12 +6,13 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch.optim import SGD, AdamW, RMSprop
+
 from intaglio.errors import UnmeasurableError
 from intaglio.measure.ledger import Ledger
-from peft import LoraConfig, get_peft_model
 from study import mean_weights, train
 from tiny import batch, build, micro, micro_packed, texts
-from torch.optim import SGD, AdamW, RMSprop
 from truth.gradients import token_losses
 from truth.optimizers import Adam as TrueAdam
 from truth.optimizers import Sgd as TrueSgd
@@ -50,7 +51,12 @@ def adapters(model):
         if hasattr(module, "lora_A") and "default" in getattr(module, "lora_A", {}):
             w = module.get_base_layer().weight.detach()
             w = w.T if module.fan_in_fan_out else w
-            found[name] = (w, module.lora_A["default"].weight, module.lora_B["default"].weight, module.scaling["default"])
+            found[name] = (
+                w,
+                module.lora_A["default"].weight,
+                module.lora_B["default"].weight,
+                module.scaling["default"],
+            )
     return found
 
 
@@ -76,12 +82,15 @@ class Product:
         self.before, self.accounts = before, truth.accounts
         self.parts = [self.product(lambda x, i=i: x.parts[i]) for i in range(len(truth.shift))]
         self.shift = [self.along(p) for p in self.parts]
-        self.carry, self.decay = self.along(self.product(lambda x: x.carry)), self.along(self.product(lambda x: x.decay))
+        self.carry, self.decay = (
+            self.along(self.product(lambda x: x.carry)),
+            self.along(self.product(lambda x: x.decay)),
+        )
 
     def product(self, pick):
         """s (c^B A0 + B0 c^A)."""
-        find = {n: (pick(self.accounts[f"{n}.lora_A.default.weight"]), pick(self.accounts[f"{n}.lora_B.default.weight"]))
-                for n in self.before}  # fmt: skip
+        both = {n: [self.accounts[f"{n}.lora_{x}.default.weight"] for x in "AB"] for n in self.before}
+        find = {n: (pick(a), pick(b)) for n, (a, b) in both.items()}
         return {n: s * (find[n][1] @ a + b @ find[n][0]) for n, (a, b, s) in self.before.items()}
 
     def along(self, matrices):
@@ -89,7 +98,9 @@ class Product:
 
 
 def state(model):
-    return {n: (a.detach().double().clone(), b.detach().double().clone(), s) for n, (_, a, b, s) in adapters(model).items()}
+    return {
+        n: (a.detach().double().clone(), b.detach().double().clone(), s) for n, (_, a, b, s) in adapters(model).items()
+    }
 
 
 CASES = {
@@ -103,12 +114,21 @@ CASES = {
 def study(request, tmp_path_factory):
     family, case = request.param
     model = adapted(family)
-    states, pushes = [state(model)], []
+    states = [state(model)]
     gradients = [base_gradients(model, e) for m in STEPS[0] for e in m.examples]
     made, true = CASES[case]
-    found = train(model, made([p for p in model.parameters() if p.requires_grad]), STEPS,
-                  tmp_path_factory.mktemp("run") / "run", twin=Twin(true), clip=1.0, level="exact",
-                  after=lambda: states.append(state(model)), probes={"target": batch(texts(seed=9))}, probe_every=1)
+    found = train(
+        model,
+        made([p for p in model.parameters() if p.requires_grad]),
+        STEPS,
+        tmp_path_factory.mktemp("run") / "run",
+        twin=Twin(true),
+        clip=1.0,
+        level="exact",
+        after=lambda: states.append(state(model)),
+        probes={"target": batch(texts(seed=9))},
+        probe_every=1,
+    )
     found.family, found.base, found.model = family, gradients, model
     found.products = [Product(t, states, s) for s, t in enumerate(found.truths)]
     return found
@@ -191,7 +211,9 @@ def test_exact_pairs_and_churn_are_of_the_product(study):
     for row in study.rows("pairs", step=0):
         a, b = study.base[row["slot_a"]], study.base[row["slot_b"]]
         dot = sum(float((a[n] * b[n]).sum()) for n in a)
-        size = (sum(float(x.square().sum()) for x in a.values()) * sum(float(x.square().sum()) for x in b.values())) ** 0.5
+        size = (
+            sum(float(x.square().sum()) for x in a.values()) * sum(float(x.square().sum()) for x in b.values())
+        ) ** 0.5
         assert row["dot"] == pytest.approx(dot, abs=1e-4 * size)
     for step, product in enumerate(study.products):
         squared = [sum(float(c.square().sum()) for c in part.values()) for part in product.parts]

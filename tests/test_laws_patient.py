@@ -1,4 +1,4 @@
-"""A measuring instrument must never hurt the patient: training is the same with it, without it, and after its faults."""
+"""An instrument must never hurt the patient: training is the same with it, without it, and after its faults."""
 
 import contextlib
 import copy
@@ -7,13 +7,14 @@ import warnings
 
 import pytest
 import torch
+from torch.optim import SGD, AdamW
+from transformers import GPT2Config, GPT2LMHeadModel
+
 from intaglio.errors import InputError, UnmeasurableError
 from intaglio.measure.ledger import Ledger
 from intaglio.store.run import open_run
 from study import train
 from tiny import batch, build, micro, texts
-from torch.optim import SGD, AdamW
-from transformers import GPT2Config, GPT2LMHeadModel
 
 
 def dropping_model():
@@ -26,7 +27,9 @@ def hooks(model, optimizer):
     for module in model.modules():
         found += [v for k, v in vars(module).items() if k.endswith("_hooks") or k.endswith("_hooks_with_kwargs")]
     count = sum(len(f) for f in found if f is not None)
-    return count + sum(len(p._post_accumulate_grad_hooks or ()) + len(p._backward_hooks or ()) for p in model.parameters())
+    return count + sum(
+        len(p._post_accumulate_grad_hooks or ()) + len(p._backward_hooks or ()) for p in model.parameters()
+    )
 
 
 def loop(model, optimizer, steps=4, seed=5, between=None):
@@ -50,7 +53,8 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("options", [
-    {"level": "norms"}, {"level": "full"}, {"level": "exact"}, {"every": 2}, {"group_momentum": True}, {"memory": "1kb"},
+    {"level": "norms"}, {"level": "full"}, {"level": "exact"}, {"every": 2}, {"memory": "1kb"},
+    {"group_momentum": True},
 ])  # fmt: skip
 def test_training_under_dropout_is_bit_identical(options, tmp_path):
     plain_model = dropping_model()
@@ -59,7 +63,9 @@ def test_training_under_dropout_is_bit_identical(options, tmp_path):
     optimizer = AdamW(model.parameters(), lr=1e-2)
     start = hooks(model, optimizer)
     probes = {"target": batch(texts(seed=9)), "anchor": batch(texts(seed=8), side="left")}
-    with Ledger(model, optimizer, out=tmp_path / "run", probes=probes, probe_every=1, quiet=True, strict=True, **options):
+    with Ledger(
+        model, optimizer, out=tmp_path / "run", probes=probes, probe_every=1, quiet=True, strict=True, **options
+    ):
         assert hooks(model, optimizer) > start
         watched = loop(model, optimizer)
     assert same(plain, watched)
@@ -79,7 +85,10 @@ def test_hooks_are_gone_after_an_exception_in_the_loop(tmp_path):
         if s == 2:
             raise RuntimeError("the user's own")
 
-    with pytest.raises(RuntimeError, match="the user's own"), Ledger(model, optimizer, out=tmp_path / "run", quiet=True):
+    with (
+        pytest.raises(RuntimeError, match="the user's own"),
+        Ledger(model, optimizer, out=tmp_path / "run", quiet=True),
+    ):
         loop(model, optimizer, between=between)
     assert hooks(model, optimizer) == start
     run = open_run(tmp_path / "run")
@@ -93,6 +102,7 @@ def test_the_users_own_hooks_are_kept_and_called_once(tmp_path):
     def count(key):
         def hook(*args):
             calls[key] += 1
+
         return hook
 
     for key in calls:
@@ -196,6 +206,7 @@ def test_a_fault_of_the_instrument_detaches_it_with_one_warning(where, monkeypat
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with Ledger(model, optimizer, out=tmp_path / "run", quiet=True):
+
             def break_it(model, optimizer, s):
                 if s == 1:
                     monkeypatch.setattr(FAULTS[where], lambda *a, **k: 1 / 0)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from study import train
 from tiny import BUILDERS, Micro, build, micro, micro_packed, texts
 from truth.gradients import example_gradient, length
@@ -162,3 +163,17 @@ def test_a_parameter_used_in_an_unknown_way_too_is_not_called_measured(tmp_path)
     study = _push(model, [micro(texts())], tmp_path / "run")
     assert study.run.manifest["unmeasured"] == ["model.embed_tokens.weight"]
     assert study.rows("steps")[0]["gradient_match"] < 1e-5
+
+
+def test_a_label_on_the_first_token_of_a_left_padded_text_is_flagged(tmp_path):
+    """The usual collator trains the pad before the text to predict its first token: no loss of the text's own."""
+    model, examples = build("llama_tied"), texts((6, 9, 4))
+    one = micro(examples, side="left")
+    one.inputs["labels"] = torch.where(one.inputs["attention_mask"] == 1, one.inputs["input_ids"], -100)
+    study = train(model, torch.optim.SGD(model.parameters(), lr=0.1), [[one]], tmp_path / "run")
+    visits = study.rows("visits")
+    assert [v["push_kind"] for v in visits] == ["as_weighted", "token_sum", "as_weighted"]
+    assert study.rows("steps")[0]["closure"] < 1e-4
+    for visit in visits:
+        tokens = study.column("tokens", "shift", slot=visit["slot"])
+        assert tokens.sum() == pytest.approx(visit["shift"], abs=1e-6)

@@ -5,11 +5,12 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from torch.optim import SGD, Adam, AdamW
+
 from intaglio.example import example_id
 from intaglio.measure.ledger import Source
 from study import train
 from tiny import PAD, build, micro, micro_packed, texts
-from torch.optim import SGD, Adam, AdamW
 from truth.gradients import token_losses
 from truth.optimizers import Adam as TrueAdam
 from truth.optimizers import Twin
@@ -165,7 +166,7 @@ def test_a_tokens_shift_and_write_are_those_of_its_rank_one_terms(tmp_path):
         a = args[0].detach()
         output.register_hook(lambda b: caught.__setitem__(names[module], (a, b.detach())))
 
-    handles = [m.register_forward_hook(keep) for m in names if len(list(m.parameters(recurse=False)))]
+    handles = [m.register_forward_hook(keep) for m in names if list(m.parameters(recurse=False))]
     study = train(model, SGD(model.parameters(), lr=lr), [[one]], tmp_path / "run")
     for handle in handles:
         handle.remove()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from intaglio.errors import StoreError
 from intaglio.measure.ledger import Ledger
 from intaglio.store import run as store
@@ -191,7 +192,7 @@ def finished(path):
 
 def test_an_existing_run_is_not_replaced_unasked(tmp_path):
     finished(tmp_path / "run")
-    with pytest.raises(StoreError, match="exists already.*--force"):
+    with pytest.raises(StoreError, match=r"exists already.*--force"):
         RunWriter(tmp_path / "run", {})
     with pytest.raises(StoreError, match="exists already"):
         RunWriter(tmp_path / "run", {}, resume=True)

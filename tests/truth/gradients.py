@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from tiny import Text
 from torch import Tensor, nn
+
+from tiny import Text
 
 Gradient = dict[str, Tensor]
 

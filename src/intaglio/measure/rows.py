@@ -38,13 +38,25 @@ def loss_weights(record: Record) -> tuple[np.ndarray, list[str]]:
     tolerance = 5e-2 if record.low_precision else 1e-3
     everywhere = record.stats["omega"][usable]
     common = _constant(everywhere, tolerance)
+    stray = _written_through_padding(record)
     for slot in range(n):
         mine = usable & (segment == slot)
         omega = _constant(record.stats["omega"][mine], tolerance) if bool(mine.any()) else common
         fits = bool((record.stats["misfit"][mine] < max(0.02, tolerance)).all()) if bool(mine.any()) else True
-        if omega and fits:
+        if omega and fits and slot not in stray:
             weights[slot], kinds[slot] = omega, "token_sum"
     return weights, kinds
+
+
+def _written_through_padding(record: Record) -> set[int]:
+    """Slots whose padding was written through: a label on a left-padded text's first token trains the pad before it.
+
+    That loss is no loss of the example's own tokens, and it cannot be told apart in the gradient.
+    """
+    if record.caught.packed:
+        return set()
+    outside = record.write2_BT.masked_fill(record.caught.segment_BT >= 0, 0.0).amax(1)
+    return set((outside > 1e-9 * record.write2_BT.amax(1)).nonzero()[:, 0].tolist())
 
 
 def _constant(values: Tensor, tolerance: float) -> float | None:
@@ -136,6 +148,8 @@ def token_columns(
         where = flags[segment]  # segment -1 picks the last flag
         trained = record.target_BT.cpu().numpy() if record.target_BT is not None else np.full(segment.shape, -1)
         shift = books.token_shift_BT[index].cpu().numpy() if books else np.full(segment.shape, math.nan)
+        if not record.caught.packed:
+            shift = _padding_to_first(shift, segment)
         columns = {
             "slot": segment + base,
             "position": _positions(segment),
@@ -158,6 +172,14 @@ def token_columns(
         **joined, "step": np.full(n_rows, step, dtype=np.int32),
         "target": np.ma.masked_array(target, mask=target < 0),
     }  # fmt: skip
+
+
+def _padding_to_first(shift_BT: np.ndarray, segment_BT: np.ndarray) -> np.ndarray:
+    """What was written through padding stands at the row's first token, so that tokens sum to the example."""
+    padding, rows = segment_BT < 0, np.arange(len(segment_BT))
+    moved = np.where(padding, 0.0, shift_BT)
+    moved[rows, padding.argmin(1)] += np.where(padding, shift_BT, 0.0).sum(1)
+    return moved
 
 
 _TOKEN_COLUMNS = ("slot", "position", "token", "target", "surprise_nats", "entropy_nats", "shift", "write")
