@@ -1,5 +1,7 @@
 """Push is the length of a separate backward pass per example, whatever shares the batch with it."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -177,3 +179,29 @@ def test_a_label_on_the_first_token_of_a_left_padded_text_is_flagged(tmp_path):
     for visit in visits:
         tokens = study.column("tokens", "shift", slot=visit["slot"])
         assert tokens.sum() == pytest.approx(visit["shift"], abs=1e-6)
+
+
+@pytest.mark.parametrize("how", ["cache", "mask", "block mask", "checkpointing", "neither"])
+def test_packed_rows_that_see_each_other_are_flagged(how, tmp_path):
+    """With a cache or a 2-D mask transformers does not tell packed examples apart; then no push is one's own."""
+    model, examples = build("llama_gqa"), texts((5, 7, 4))
+    one = micro_packed([examples])
+    truth = _truth(model, examples)
+    if how == "mask":
+        one.inputs["attention_mask"] = torch.ones_like(one.inputs["input_ids"])
+    if how == "block mask":
+        parts = [torch.tril(torch.ones(len(e.ids), len(e.ids))) for e in examples]
+        one.inputs["attention_mask"] = torch.log(torch.block_diag(*parts))[None, None].clamp_min(-1e30)
+    if how == "checkpointing":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    cache = {} if how in ("cache", "checkpointing") else {"use_cache": False}
+
+    def loss(model, one, n):
+        return model(**one.inputs, **cache).loss
+
+    mixed = how in ("cache", "mask")
+    with pytest.warns(RuntimeWarning, match="attend to each other") if mixed else contextlib.nullcontext():
+        study = _push(model, [one], tmp_path / "run", loss=loss)
+    assert {v["push_kind"] for v in study.rows("visits")} == {"as_weighted" if mixed else "token_sum"}
+    if not mixed:
+        assert study.column("visits", "push") == pytest.approx(truth, rel=RTOL)

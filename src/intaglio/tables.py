@@ -62,8 +62,8 @@ _TABLES = (
         Column("push", "float64", "nats per unit of parameter",
                "length of the gradient of the example's own summed token loss, over all measured parameters"),
         Column("push_kind", "string", "",
-               "token_sum: push is of the summed token loss; as_weighted: the loss is no sum over tokens and push "
-               "is of the loss as it was used"),
+               "token_sum: push is of the summed token loss; as_weighted: the loss is no sum over the example's "
+               "own tokens and push is of the loss as it was used"),
         Column("shift", "float64", _LENGTH,
                "signed length that the example contributed to the step taken; negative: against the step"),
         Column("alignment", "float64", "",

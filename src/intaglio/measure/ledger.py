@@ -150,7 +150,7 @@ class Ledger:
         self._handles: list = []
         self._spent = 0.0
         self._depth = 0  # steps under way: one, or two where a subclass's step calls its parent's
-        self._attached = self._headless = False
+        self._attached = self._headless = self._said_mixed = False
 
     # -- life
 
@@ -284,6 +284,10 @@ class Ledger:
 
     def _begin_pass(self, caught: object) -> None:
         self._depth = 0  # a step that raised never ended
+        if caught.mixed and not self._said_mixed:
+            self._said_mixed = True
+            text = "examples packed into one row attend to each other, so no push is one example's own"
+            warnings.warn(f"intaglio: {text}; pass use_cache=False and no mask", RuntimeWarning, stacklevel=2)
         if self.collector.records and self.clip.dropped():
             self.collector.records.clear()  # the gradients were cleared without a step
         if self.collector.keep and not self.budget.admit(caught.ids_BT.numel(), len(self.collector.records)):

@@ -31,7 +31,7 @@ def loss_weights(record: Record) -> tuple[np.ndarray, list[str]]:
     """
     n = record.caught.n_slots
     weights, kinds = np.full(n, math.nan), ["as_weighted"] * n
-    if not record.stats:
+    if not record.stats or record.caught.mixed:
         return weights, kinds
     segment = record.caught.segment_BT
     usable = (record.target_BT >= 0) & (record.stats["reach"] > REACH)

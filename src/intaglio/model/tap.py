@@ -47,6 +47,7 @@ class Pass:
     logits: Tensor | None = None
     extras: dict = field(default_factory=dict)
     live: bool = False
+    mixed: bool = False  # packed, but the model lets the examples of a row attend to each other
 
     @property
     def packed(self) -> bool:
@@ -200,6 +201,22 @@ class Tap:
             labels = torch.full_like(shifted, -100)
             labels[:, 1:] = shifted[:, :-1]
         self.current = Pass(ids.detach(), segment, n_slots, blocks, labels, int(kept) or None)
+        self.current.mixed = len(blocks) > 1 and self._mixes(kwargs.get("attention_mask"), kwargs.get("use_cache"))
+
+    def _mixes(self, mask: object, use_cache: bool | None) -> bool:
+        """Whether examples packed by position ids see each other.
+
+        transformers tells them apart only without a 2-D mask and, but for flash attention, without a cache.
+        """
+        if isinstance(mask, Tensor):
+            return mask.ndim == 2
+        if mask is not None or "flash" in str(getattr(self.model.config, "_attn_implementation", "")):
+            return False
+        new, old = "is_activation_checkpointing", "is_gradient_checkpointing"  # renamed; the old name warns
+        name = new if hasattr(type(self.model), new) else old
+        if self.model.training and getattr(self.model, name, False):
+            return False  # the cache is switched off there
+        return bool(getattr(self.model.config, "use_cache", False) if use_cache is None else use_cache)
 
     def _after(self, site: Site, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
         current = self._pass_of_call()
