@@ -10,7 +10,7 @@ from intaglio.analyse import analyse_run, compare, rank_examples
 from intaglio.analyse.data import load
 from intaglio.analyse.journey import path
 from intaglio.analyse.texts import token_texts, whole_letters
-from intaglio.analyse.verdict import Losses, Witnesses, judge
+from intaglio.analyse.verdict import Items, Losses, Witnesses, judge
 from intaglio.findings import VERDICTS, WHY_KEYS, Findings
 from intaglio.store.run import RunWriter, open_run
 from tests.synthetic import UNIT_LENGTH, World, write_run
@@ -359,3 +359,14 @@ def test_a_run_compared_with_itself_is_equal(planted, tmp_path):
     assert all(n["a"] == n["b"] for n in same["numbers"]) and same["correlations"]["shift_abs_u"] == pytest.approx(1.0)
     assert len(different["examples"]) == 24 and different["only_a"] == different["only_b"] == 0
     assert different["same_subject"] and [g["group"] for g in different["groups"]] == ["", "even", "odd"]
+
+
+def test_a_row_that_no_target_text_is_joined_to_has_no_evidence():
+    """The whole target probe says nothing of word salad when facts join its texts to other rows."""
+    items = Items(np.array(["x", "y"], dtype=object), np.array([None, None], dtype=object),
+                  np.array([5.0, 5.0]), np.array([1.0, 4.9]))  # fmt: skip
+    own, target = Losses(5.0, 1.0), Losses(5.0, 2.95)
+    joined = Witnesses({}, target, None, None, 0.1, items, frozenset({"x", "salad"}))
+    assert judge(own, None, joined).verdict == "no evidence"
+    apart = Witnesses({}, target, None, None, 0.1, items, frozenset())
+    assert judge(own, None, apart).verdict == "understood"

@@ -66,6 +66,11 @@ class Witnesses:
     target_items: Items | None
     facts: frozenset[str]
 
+    @property
+    def joined(self) -> bool:
+        """Whether facts join target texts to training rows; then a row that is not joined has no evidence."""
+        return self.target_items is not None and any(f in self.facts for f in self.target_items.fact)
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -157,7 +162,8 @@ def judge(own: Losses, linked: Losses | None, seen: Witnesses, anchor_credit: fl
 
     Args:
         own: its own first and last loss.
-        linked: losses of the target texts linked to it; the whole target probe is used when None.
+        linked: losses of the target texts linked to it; when None, the whole target probe stands in,
+            unless facts link its texts to other rows.
         seen: the probes.
         anchor_credit: sum of its credits on the anchor, in nats; NaN where not measured.
     """
@@ -166,7 +172,7 @@ def judge(own: Losses, linked: Losses | None, seen: Witnesses, anchor_credit: fl
                 "noise_nats": noise}  # fmt: skip
     if seen.anchor:
         evidence |= {"anchor_first": seen.anchor.first, "anchor_fall": seen.anchor.fall_share}
-    target = linked or seen.target
+    target = linked or (None if seen.joined else seen.target)
     if target:
         evidence |= {"target_fall": target.fall_share, "target_rise": -target.fall_share,
                      "target_fall_nats": target.fall, "linked": float(linked is not None)}  # fmt: skip
