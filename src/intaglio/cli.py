@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
-from cyclopts import App
+from cyclopts import App, CycloptsError
 
 from intaglio import __version__
 from intaglio.errors import IntaglioError
+
+# what the machine refuses, wherever it is met: no space, no permission, a read-only or full file system
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
 COMMANDS = ("train", "scan", "rows", "steps", "report", "compare", "query", "doctor")
 
@@ -17,26 +22,34 @@ app = App(
     version=__version__,
     help_format="markdown",
 )
-for _name in COMMANDS:
-    app.command(f"intaglio.commands.{_name}:{_name}", name=_name)
+for _place, _name in enumerate(COMMANDS):
+    app.command(f"intaglio.commands.{_name}:{_name}", name=_name, sort_key=_place)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command; a user's fault is one line on stderr and exit code 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0].startswith("-"):
+        for name in COMMANDS:
+            app[name]  # imports it, so that the list of commands shows the first line of each
     try:
-        app(argv if argv is not None else sys.argv[1:], exit_on_error=False)
-    except IntaglioError as error:
-        print(f"intaglio: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        app(argv, exit_on_error=False, print_error=False)
+    except (IntaglioError, CycloptsError) as error:
+        _stop(str(error), 2)
     except KeyboardInterrupt:
-        print("intaglio: stopped; what was written is kept", file=sys.stderr)
-        raise SystemExit(130) from None
-    except Exception as error:
-        from cyclopts import CycloptsError
+        _stop("stopped; what was written is kept", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again as it leaves
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        _stop(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror or error), 2)
 
-        if isinstance(error, CycloptsError):
-            raise SystemExit(2) from None  # cyclopts has printed what, got and expected
-        raise
+
+def _stop(text: str, code: int) -> None:
+    print(f"intaglio: {' '.join(text.split())}", file=sys.stderr)
+    raise SystemExit(code) from None
 
 
 if __name__ == "__main__":
