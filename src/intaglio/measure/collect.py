@@ -246,14 +246,15 @@ class Collector:
             weight.add_units(record.push2_NA[block.slots], total.square().sum(-1, keepdim=True))
             record.sketch_NS[block.slots, columns] += total @ signs
         where = slice(offset, offset + g_BTD.shape[1])
-        record.write2_BT[:, where] += g_BTD.square().sum(-1)
+        record.write2_BT[:, where] += torch.linalg.vector_norm(g_BTD, dim=-1).square_()
 
     def _norm(self, record: Record, site: Site, x: Tensor, b: Tensor) -> None:
         self._prove_norm(site, x)
         b = b.float()
         gain = None
         if site.weight is not None:
-            gain = _per_position(b * writes.normalised(x, rms=site.rms, eps=site.eps), record.caught.ids_BT.shape)
+            gain = writes.times_normalised(b, x.float(), rms=site.rms, eps=site.eps)
+            gain = _per_position(gain, record.caught.ids_BT.shape)
             self._vector(record, site.weight, gain)
         bias = None
         if site.bias is not None:
@@ -285,7 +286,7 @@ class Collector:
         else:
             self._lookup(record, site, ids.expand(rows, length), b * site.scale if site.scale != 1 else b)
         if site.lookup:
-            record.waiting["lookup"] = (ids, b.float() * site.scale)
+            record.waiting["lookup"] = (ids, b.float() * site.scale if site.scale != 1 else b.float())
             self._tied(record)
         if "positions" in record.waiting and "lookup" in record.waiting:
             table, position_ids = record.waiting.pop("positions")
@@ -302,7 +303,7 @@ class Collector:
             norms = writes.lookup_squared_norms(ids[block.rows, span], part)
             weight.add_units(record.push2_NA[block.slots], norms[:, None])
         self._sketch_matrix(record, weight, signs_column.mT @ b.mT, signs_row[ids].mT, 0)
-        record.write2_BT += b.square().sum(-1)
+        record.write2_BT += torch.linalg.vector_norm(b, dim=-1).square_()
         if self.keep:
             self._kept(record, Factor(site, None, kept_b, ids=ids))
 
