@@ -156,7 +156,8 @@ def measure(name: str, rounds: int, only: set[str]) -> None:
             for variant in built.values():
                 variant.step(batch)
         plain = statistics.median(built["plain"].seconds[1:]) if "plain" in built else float("nan")
-        print(f"\n{name}: B={rows}, T={length}, {torch.get_num_threads()} threads, plain step {plain:.2f} s (median of {rounds})")
+        threads = torch.get_num_threads()
+        print(f"\n{name}: B={rows}, T={length}, {threads} threads, plain step {plain:.2f} s (median of {rounds})")
         for label, variant in built.items():
             ratios = [v / p for v, p in zip(variant.seconds[1:], built[against[label]].seconds[1:])]
             ratio = statistics.median(variant.seconds[1:]) / statistics.median(built[against[label]].seconds[1:])
@@ -171,7 +172,8 @@ def peak_memory(name: str, level: str | None, accumulate: int = 1) -> float:
     import sys
 
     code = (
-        f"import resource, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import overhead as o, torch, tempfile, pathlib\n"
+        f"import resource, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import overhead as o, torch, tempfile, pathlib\n"
         f"rows, length = o.SHAPES[{name!r}]; ids = torch.randint(3, 16000, (rows, length))\n"
         f"batch = dict(input_ids=ids, labels=ids)\n"
         f"with tempfile.TemporaryDirectory() as t:\n"

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from tests.synthetic import UNIT_LENGTH, World, write_run
 
 from intaglio.analyse import analyse_run, compare, rank_examples
 from intaglio.analyse.data import load
@@ -13,7 +14,6 @@ from intaglio.analyse.texts import token_texts, whole_letters
 from intaglio.analyse.verdict import Items, Losses, Witnesses, judge
 from intaglio.findings import VERDICTS, WHY_KEYS, Findings
 from intaglio.store.run import RunWriter, open_run
-from tests.synthetic import UNIT_LENGTH, World, write_run
 
 PLANTED = World(noisy=(3, 7), twins=((1, 2),), spike_step=20)
 

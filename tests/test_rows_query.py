@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from tests.synthetic import World, write_run
 
 from intaglio.cli import main
 from intaglio.store.run import open_run
-from tests.synthetic import World, write_run
 
 WORLD = World(noisy=(3, 7), killed=True)
 

@@ -6,10 +6,11 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -36,8 +37,14 @@ def checkpoint_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def save(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, tokenizer: object) -> Path:
+def save(
+    run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, tokenizer: object,
+    *, carried: Mapping[str, Mapping[int, torch.Tensor]] | None = None,
+) -> Path:  # fmt: skip
     """Write one state; it appears whole or not at all. Older states lose their moments.
+
+    Args:
+        carried: momentum by group, then by id of the parameter, where it is split by group.
 
     Raises:
         StoreError: the disk is full or the folder cannot be written.
@@ -48,15 +55,22 @@ def save(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimize
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         with _silent():
-            model.save_pretrained(aside)
+            _save_model(model, aside)
         tokenizer.save_pretrained(aside)
         tensors, numbers = _moments(model, optimizer)
         tensors["random_state"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random_state_cuda"] = torch.cuda.get_rng_state()
+        names = {id(p): n for n, p in model.named_parameters()}
+        groups = sorted(carried or {})
+        for place, group in enumerate(groups):
+            tensors |= {f"carried.{place}/{names[key]}": b.cpu().contiguous() for key, b in carried[group].items()}
         save_file(tensors, aside / "optimizer.safetensors")
-        (aside / "state.json").write_text(json.dumps({"step": step, "numbers": numbers}), encoding="utf-8")
+        state = {"step": step, "numbers": numbers, "groups": groups}
+        (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(aside, folder)
-    except (OSError, RuntimeError) as error:  # safetensors reports a full disk as its own error
+    except (OSError, RuntimeError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         shutil.rmtree(aside, ignore_errors=True)
         raise StoreError(f"cannot write the state of step {step} to {folder.parent}: {error}") from None
     for old in states(run)[:-KEEP_MOMENTS]:
@@ -81,13 +95,31 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
     tensors = load_file(folder / "optimizer.safetensors")
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     torch.set_rng_state(tensors.pop("random_state"))
+    cuda = tensors.pop("random_state_cuda", None)
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
+    tensors = {k: v for k, v in tensors.items() if not k.startswith("carried.")}
+    numbers = {k: torch.tensor(v) for k, v in state["numbers"].items()}
     names = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for name, p in names.items():
         entries = {k.split("/", 1)[0]: v for k, v in tensors.items() if k.split("/", 1)[1] == name}
-        entries |= {k.split("/", 1)[0]: torch.tensor(v) for k, v in state["numbers"].items() if k.split("/", 1)[1] == name}
+        entries |= {k.split("/", 1)[0]: v for k, v in numbers.items() if k.split("/", 1)[1] == name}
         if entries:
             optimizer.state[p] = {k: v.to(p.device) if k != "step" else v for k, v in entries.items()}
     return int(state["step"])
+
+
+def load_carried(folder: Path, model: nn.Module) -> dict[str, dict[int, torch.Tensor]]:
+    """A state's momentum by group, then by id of the parameter; empty where it was not split."""
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    found: dict[str, dict[int, torch.Tensor]] = {group: {} for group in state["groups"]}
+    params = dict(model.named_parameters())
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        place, _, name = key.partition("/")
+        if place.startswith("carried."):
+            group = state["groups"][int(place.removeprefix("carried."))]
+            found[group][id(params[name])] = value.to(params[name].device)
+    return found
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
@@ -105,6 +137,21 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     tied = set(getattr(model, "_tied_weights_keys", None) or {})
     if unexpected or set(missing) - tied:
         raise StoreError(f"{folder} does not fit the model", got=", ".join([*missing, *unexpected][:3]))
+
+
+def _save_model(model: nn.Module, folder: Path) -> None:
+    """Save as transformers does, also a model whose own generation settings transformers would refuse to write."""
+    settings = getattr(model, "generation_config", None)
+    try:
+        model.save_pretrained(folder)
+    except ValueError:
+        if settings is None:
+            raise
+        model.generation_config = type(settings).from_model_config(model.config)
+        try:
+            model.save_pretrained(folder)
+        finally:
+            model.generation_config = settings
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, float]]:

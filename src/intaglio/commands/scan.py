@@ -177,7 +177,7 @@ def score_rows(
             writer.append("scan_credits", {
                 "step": [step] * n, "example": scored.ids, "probe": [name] * n, "credit_nats": credit, "cosine": cosine,
             })  # fmt: skip
-        if step == 0 and scorer.directions or writer.manifest.get("kind") == "scan":
+        if (step == 0 and scorer.directions) or writer.manifest.get("kind") == "scan":
             writer.append("sketches", {
                 "step": [step] * n, "slot": list(range(slot, slot + n)), "rank": [0] * n, "example": scored.ids,
                 "sketch": list(scored.sketch_NS.astype("float32")), "seed": [scorer.collector.projections.seed] * n,

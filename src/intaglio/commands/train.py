@@ -169,7 +169,7 @@ def step_count(n_rows: int, per_step: int, epochs: float | None, steps: int | No
     epochs = 3.0 if epochs is None else epochs
     if not epochs > 0:
         raise RecipeError("--epochs must be positive", got=epochs)
-    return max(1, -(-int(round(epochs * n_rows)) // per_step))
+    return max(1, -(-round(epochs * n_rows) // per_step))
 
 
 def parse_layers(text: str | None) -> tuple[int, int] | None:

@@ -17,7 +17,6 @@ from intaglio.measure.exact import slabs
 from intaglio.measure.settle import Snapshot, canonical
 from intaglio.model.layout import Layout, Weight
 
-
 EARLIER, DECAY, CHANGED = "(earlier)", "(decay)", "(changed)"
 
 

@@ -135,7 +135,7 @@ class Collector:
         elif site.kind == "norm":
             self._norm(record, site, a, b)
         else:
-            rows, length = caught.ids_BT.shape
+            rows, _length = caught.ids_BT.shape
             self._linear(record, site, a.view(rows, -1, a.shape[-1]), b.view(rows, -1, b.shape[-1]))
 
     def logits(self, caught: Pass, logits: Tensor, gradient: Tensor) -> None:

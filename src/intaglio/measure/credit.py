@@ -92,7 +92,7 @@ def _over(g: Tensor, rule: Rule, state: dict, accounts: CreditAccounts, before: 
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    return float((a.double().flatten() @ b.double().flatten()))
+    return float(a.double().flatten() @ b.double().flatten())
 
 
 def credit_of_visits(

@@ -384,7 +384,7 @@ class Ledger:
         self._flushed = time.perf_counter()
 
     def _record(self, records: list, books: StepBooks | None, clip_scale: float, scales: dict) -> None:
-        examples = [e for r in records for e in r.caught.examples(r.target_BT >= 0 if r.target_BT is not None else r.caught.segment_BT >= 0)]
+        examples = [e for r in records for e in r.caught.examples(_trained(r))]
         ids = self._ids = [e[0] for e in examples]
         sketches = torch.cat([r.sketch_NS for r in records])
         products = (sketches @ sketches.mT).double().cpu().numpy()
@@ -605,3 +605,8 @@ class Ledger:
 
 def _shifts(books: StepBooks) -> np.ndarray:
     return np.concatenate([s.sum(1).cpu().numpy() for s in books.shift_NA])
+
+
+def _trained(record: Any) -> torch.Tensor:
+    """(B, T) which positions predict a trained target; every token where no target was seen."""
+    return record.caught.segment_BT >= 0 if record.target_BT is None else record.target_BT >= 0

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-
 Gram = tuple[Tensor, ...]  # inner products of a row's positions: whole, or as the blocks (11, 12, 22)
 
 HALVES_FROM = 64  # positions from which symmetry is worth three products
@@ -97,7 +96,7 @@ def _squared_norms_built(a_BTP: Tensor, b_BTQ: Tensor, *, side: str, n_units: in
 
 def lookup_squared_norms(
     ids_BT: Int[Tensor, "B T"], b_BTD: Float[Tensor, "B T D"]
-) -> Float[Tensor, "B"]:
+) -> Float[Tensor, B]:
     """Squared length of each row's gradient of an embedding table: rows of equal ids add up."""
     same = ids_BT[:, :, None] == ids_BT[:, None, :]
     return ((b_BTD @ b_BTD.mT) * same).sum((-1, -2))
@@ -108,7 +107,7 @@ def tied_cross_terms(
     lookup_b_BSD: Float[Tensor, "B S D"],
     head_a_BTD: Float[Tensor, "B T D"],
     head_b_BTV: Float[Tensor, "B T V"],
-) -> Float[Tensor, "B"]:
+) -> Float[Tensor, B]:
     """Inner product of the lookup's and the head's gradient of one shared matrix, per row.
 
     <sum_s e_{x_s} g_s^T, sum_t b_t a_t^T> = sum_{s,t} b_t[x_s] (a_t . g_s).
@@ -136,8 +135,8 @@ def token_dots(
 
 
 def logit_statistics(
-    logits_NV: Float[Tensor, "N V"], grad_NV: Float[Tensor, "N V"], target_N: Int[Tensor, "N"], *, chunk: int = 1 << 18
-) -> dict[str, Float[Tensor, "N"]]:
+    logits_NV: Float[Tensor, "N V"], grad_NV: Float[Tensor, "N V"], target_N: Int[Tensor, N], *, chunk: int = 1 << 18
+) -> dict[str, Float[Tensor, N]]:
     """Surprise and entropy of each prediction, and the weight that the loss gave it.
 
     If the loss is a weighted sum over tokens, the gradient at the logits is

@@ -9,6 +9,7 @@ them is the sink's business.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -101,7 +102,7 @@ def segments(
         if not inside:
             continue
         cuts = [inside[0], *starts[row].nonzero()[:, 0].tolist(), inside[-1] + 1]
-        for begin, end in zip(cuts, cuts[1:]):
+        for begin, end in itertools.pairwise(cuts):
             slot = len(blocks)
             segment[row, begin:end] = slot
             blocks.append(Block(slice(row, row + 1), slice(begin, end), slice(slot, slot + 1)))
