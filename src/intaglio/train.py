@@ -94,10 +94,18 @@ def _with_lora(model: nn.Module, recipe: Recipe, layers: range) -> nn.Module:
 
     torch.manual_seed(recipe.seed)
     config = LoraConfig(
-        r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, lora_dropout=0.0, target_modules="all-linear",
-        layers_to_transform=list(layers) if recipe.layers else None, task_type="CAUSAL_LM",
+        r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, lora_dropout=0.0, task_type="CAUSAL_LM",
+        target_modules=_linear_in(model, layers) if recipe.layers else "all-linear",
     )  # fmt: skip
     return get_peft_model(model, config)
+
+
+def _linear_in(model: nn.Module, layers: range) -> list[str]:
+    """Names of the linear modules of some layers; peft limits layers only for modules named one by one."""
+    from transformers.pytorch_utils import Conv1D
+
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    return [n for n in linear if (found := LAYER.search(n)) and int(found[1]) in layers]
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

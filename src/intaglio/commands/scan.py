@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -29,7 +29,7 @@ def scan(
     plan: bool = False,
     resume: bool = False,
     force: bool = False,
-    lang: str = "en",
+    lang: Literal["en", "ru"] = "en",
 ) -> None:
     """Score every row at the model's present state: surprise, push, agreement with the rest, credit at probes.
 

@@ -17,12 +17,12 @@ def steps(
     epochs: float = EPOCHS,
     batch_size: int = 6,
     lr: float = 2e-5,
-    level: str = "full",
+    level: Literal["norms", "full", "exact"] = "full",
     seed: int = 0,
     plan: bool = False,
     force: bool = False,
     resume: bool = False,
-    lang: str = "en",
+    lang: Literal["en", "ru"] = "en",
 ) -> None:
     """Teach a model twelve facts in five ways, and see how each way moves it.
 

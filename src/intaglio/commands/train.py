@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from intaglio.commands import prepare as ready
-from intaglio.errors import RecipeError
+from intaglio.errors import IntaglioError, RecipeError
 
 
 def train(
@@ -25,9 +26,9 @@ def train(
     batch_size: int = 4,
     accumulate: int = 1,
     lr: float | None = None,
-    schedule: str = "linear",
+    schedule: Literal["constant", "linear", "cosine"] = "linear",
     warmup: float = 0.1,
-    optimizer: str = "adamw",
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
     momentum: float = 0.9,
     weight_decay: float = 0.01,
     clip: float = 1.0,
@@ -35,7 +36,7 @@ def train(
     layers: str | None = None,
     max_tokens: int | None = None,
     truncate: bool = False,
-    level: str = "full",
+    level: Literal["norms", "full", "exact"] = "full",
     every: int = 1,
     memory: str | None = None,
     probe_every: int | None = None,
@@ -47,7 +48,7 @@ def train(
     plan: bool = False,
     resume: bool = False,
     force: bool = False,
-    lang: str = "en",
+    lang: Literal["en", "ru"] = "en",
 ) -> None:
     """Fine-tune a model on your data, with books that close for every example and every token.
 
@@ -162,12 +163,14 @@ def train(
 
 def step_count(n_rows: int, per_step: int, epochs: float | None, steps: int | None) -> int:
     """Optimizer steps of a run; the last step of an epoch may reach into the next."""
+    if per_step < 1:
+        raise RecipeError("--batch-size and --accumulate count examples and forwards", expected="1 or more")
     if epochs is not None and steps is not None:
         raise RecipeError("--epochs and --steps exclude each other")
     if steps is not None:
         return steps
     epochs = 3.0 if epochs is None else epochs
-    if not epochs > 0:
+    if not 0 < epochs < float("inf"):
         raise RecipeError("--epochs must be positive", got=epochs)
     return max(1, -(-round(epochs * n_rows) // per_step))
 
@@ -208,7 +211,22 @@ class Job:
     def load(self) -> None:
         from intaglio.model.subject import load_subject
 
+        self._check()
         self.subject = load_subject(self.spec)
+
+    def _check(self) -> None:
+        """Refuse what cannot be measured, before any work."""
+        from intaglio.measure.budget import parse_bytes
+
+        parse_bytes(self.memory)
+        for name in ("every", "probe_every", "checkpoint_every"):
+            steps = getattr(self, name)
+            if steps is not None and steps < 1:
+                raise RecipeError(f"--{name.replace('_', '-')} counts steps", got=steps, expected="1 or more")
+        if self.rescan < 0:
+            raise RecipeError("--rescan counts states", got=self.rescan, expected="0 or more")
+        if not 0 <= self.keep_tokens <= 1:
+            raise RecipeError("--keep-tokens is a share of the examples", got=self.keep_tokens, expected="0 to 1")
 
     def set_recipe(self, *, lr: float | None, warmup: float, **settings: Any) -> None:
         """Resolve the recipe, and prepare the model for it."""
@@ -225,6 +243,7 @@ class Job:
             precision="bfloat16" if cuda else "float32", **settings,
         )  # fmt: skip
         check_recipe(self.recipe)
+        self.probe_every = self.probe_every or max(1, self.recipe.steps // 10)
         torch.manual_seed(self.recipe.seed)
         self.model = prepare_model(self.subject.model.to("cuda" if cuda else "cpu"), self.recipe)
 
@@ -237,7 +256,7 @@ class Job:
             "kind": "train", "command": ["intaglio", *sys.argv[1:]],
             "subject": {"name": self.subject.name, "fingerprint": self.subject.fingerprint, "spec": self.spec},
             "data": {"name": self.data.name, "rows": len(self.data.originals), "fingerprint": self.data.fingerprint},
-            "recipe": self.recipe.as_dict(),
+            "recipe": self.recipe.as_dict(), "rescan": self.rescan, "group_momentum": self.group_momentum,
             "hardware": {
                 "machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__,
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -250,7 +269,6 @@ class Job:
         import torch
 
         from intaglio import checkpoint
-        from intaglio.measure.ledger import Ledger
         from intaglio.store.run import RunWriter
         from intaglio.train import make_optimizer
         from intaglio.train import train as train_loop
@@ -259,14 +277,14 @@ class Job:
         writer = RunWriter(self.out, {}, force=self.force, resume=self.resume)
         if self.resume:
             self._check_same(writer.manifest)
-        ledger = Ledger(
-            self.model, optimizer, out=self.out, writer=writer, level=self.level, every=self.every,
-            memory=self.memory, probes=self.probes, probe_every=self.probe_every or max(1, self.recipe.steps // 10),
-            keep_tokens=self.keep_tokens, group_momentum=self.group_momentum, seed=self.recipe.seed,
-            sources=ready.sources_of(self.data.data), tokenizer=self.subject.tokenizer, manifest=self.manifest(),
-            strict=True, quiet=True,
-        )  # fmt: skip
-        first = self._resume_state(ledger, optimizer, checkpoint) if self.resume else 0
+        try:
+            ledger = self._ledger(optimizer, writer)
+        except IntaglioError:
+            if not self.resume:
+                shutil.rmtree(writer.folder, ignore_errors=True)  # nothing was measured yet
+            raise
+        folder = checkpoint.resumable(writer.folder) if self.resume else None
+        first = self._resume_state(ledger, optimizer, folder) if self.resume else 0
         if first == 0:
             ready.write_originals(writer.folder, self.data.originals)
         for line in ledger.budget.lines():
@@ -277,14 +295,15 @@ class Job:
         started = time.perf_counter()
         scans = self._rescan_steps()
         with _progress(console, self.recipe.steps, first) as bar, ledger:
+            if folder is not None and ledger.group_carry is not None:
+                ledger.group_carry.buffers = _in_order(checkpoint.load_carried(folder, self.model), ledger.layout)
 
             def after_step(step: int, loss_nats: float) -> None:
                 bar.step(step, loss_nats, ledger.latest)
                 if step in scans:
                     self._rescan(ledger, step)
                 if self.checkpoint_every and step % self.checkpoint_every == 0 and step < self.recipe.steps:
-                    ledger.flush()
-                    self._save(writer, step, optimizer)
+                    self._save(ledger, step, optimizer)
 
             if first == 0 and 0 in scans:
                 self._rescan(ledger, 0)
@@ -293,49 +312,72 @@ class Job:
                 pad_id=ready.pad_id(self.subject.tokenizer), first_step=first, after_step=after_step,
             )  # fmt: skip
             writer.manifest["training_seconds"] = time.perf_counter() - started
-            ledger.flush()  # a resumed run trusts that all rows before a checkpoint are on disk
-            self._save(writer, self.recipe.steps, optimizer)
+            if first < self.recipe.steps:
+                self._save(ledger, self.recipe.steps, optimizer)
             self._replay_spikes(writer, ledger)
         torch.cuda.empty_cache() if torch.cuda.is_available() else None
 
+    def _ledger(self, optimizer: Any, writer: Any) -> Any:
+        from intaglio.measure.ledger import Ledger
+
+        return Ledger(
+            self.model, optimizer, out=self.out, writer=writer, level=self.level, every=self.every,
+            memory=self.memory, probes=self.probes, probe_every=self.probe_every, keep_tokens=self.keep_tokens,
+            group_momentum=self.group_momentum, seed=self.recipe.seed, sources=ready.sources_of(self.data.data),
+            tokenizer=self.subject.tokenizer, manifest=self.manifest(), strict=True, quiet=True,
+        )  # fmt: skip
+
     def _check_same(self, manifest: dict[str, Any]) -> None:
+        """Refuse to go on with a run that was begun otherwise."""
+        mine = self.manifest()
+        probes = {p.name: {"role": p.role, "items": p.items, "targets": p.targets} for p in self.probes.values()}
         for key, now in (
-            ("recipe", self.recipe.as_dict()), ("level", self.level),
-            ("data", self.manifest()["data"]), ("subject", self.manifest()["subject"]),
+            ("recipe", mine["recipe"]), ("data", mine["data"]), ("subject", mine["subject"]), ("probes", probes),
+            ("level", self.level), ("every", self.every), ("probe_every", self.probe_every),
+            ("keep_tokens", self.keep_tokens), ("group_momentum", self.group_momentum), ("rescan", self.rescan),
         ):  # fmt: skip
             then = manifest.get(key)
             if then is not None and then != now:
-                differs = [k for k in now if then.get(k) != now[k]] if isinstance(now, dict) else [key]
+                differs = sorted(k for k in {*now, *then} if then.get(k) != now.get(k)) if isinstance(now, dict) else [key]
                 raise RecipeError(
                     f"the unfinished run at {self.out} has another {key} ({', '.join(differs)})",
                     expected="the same command line with --resume, or --force to start anew",
                 )
 
-    def _resume_state(self, ledger: Any, optimizer: Any, checkpoint: Any) -> int:
-        """Go back to the newest kept state; rows written after it are dropped."""
-        import pyarrow.compute as pc
-
+    def _resume_state(self, ledger: Any, optimizer: Any, folder: Path | None) -> int:
+        """Go back to the newest kept state, or to the start; rows written after it are dropped."""
+        from intaglio import checkpoint
         from intaglio.store.run import Run
 
-        folder = checkpoint.resumable(ledger.writer.folder)
         ledger.prime_probes()
         step = checkpoint.load(folder, self.model, optimizer) if folder else 0
-        ledger.writer.drop_after(step)
+        ledger.writer.drop_after(step if folder else -1)
         run = Run(ledger.writer.folder)
-        path = run.table("steps").column("update_l2")
+        rows = run.table("steps").select(["step", "path_l2", "measured"]).to_pylist()
+        if self.level != "norms" and any(r["measured"] == "norms" and r["step"] % self.every == 0 for r in rows):
+            ledger.budget.only_norms = True  # the memory budget was passed before the interruption
+            ledger.budget.reason = "the memory budget was passed before the interruption: level norms"
         ledger.restore(
-            step, path_l2=float(pc.sum(path).as_py() or 0.0),
+            step, path_l2=max((r["path_l2"] or 0.0 for r in rows), default=0.0),
             examples=run.table("examples").column("example").to_pylist(),
             tokens=run.table("vocab").column("token").to_pylist(),
         )  # fmt: skip
         return step
 
-    def _save(self, writer: Any, step: int, optimizer: Any) -> None:
+    def _save(self, ledger: Any, step: int, optimizer: Any) -> None:
+        """Keep a state, once all rows before it are on disk: a resumed run trusts that they are."""
         from intaglio import checkpoint
 
-        folder = checkpoint.save(writer.folder, step, self.model, optimizer, self.subject.tokenizer)
-        known = writer.manifest.get("checkpoints", {})
-        writer.write_manifest(checkpoints={**known, str(step): str(folder.relative_to(writer.folder))})
+        writer, carry = ledger.writer, ledger.group_carry
+        ledger.flush()
+        folder = checkpoint.save(
+            writer.folder, step, self.model, optimizer, self.subject.tokenizer,
+            carried=carry.buffers if carry is not None else None,
+        )  # fmt: skip
+        path = folder.relative_to(writer.folder).as_posix()
+        writer.write_manifest(checkpoints={**writer.manifest.get("checkpoints", {}), str(step): path})
+        writer.append_rows("checkpoints", [{"step": step, "path": path, "net_l2": ledger.latest.get("net_l2")}])
+        writer.flush(step)
 
     def _rescan_steps(self) -> set[int]:
         if self.rescan < 1:
@@ -362,6 +404,12 @@ class Job:
 
         ledger.tap.enabled = False
         record_spikes(self, writer)
+
+
+def _in_order(buffers: dict[str, dict[int, Any]], layout: Any) -> dict[str, dict[int, Any]]:
+    """Buffers in the order of the weights, in which their sums were taken before: sums of floats depend on it."""
+    order = [id(w.param) for w in layout.weights]
+    return {name: {key: found[key] for key in order if key in found} for name, found in buffers.items()}
 
 
 class _progress:
