@@ -15,7 +15,7 @@ demo: setup      ## train the built-in model on leaps and bridges; ends with the
 test: $(VENV)/.test setup  ## everything: rules, laws, pages
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/lint-imports --no-cache
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --jaxtyping-packages=intaglio,beartype.beartype
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --jaxtyping-packages=intaglio.measure,intaglio.model,beartype.beartype
 
 setup: $(VENV)/.ready  ## install into .venv and fetch the built-in model once
 	$(BIN)/python -c "from intaglio.model.subject import ensure_builtin; ensure_builtin()"

@@ -81,7 +81,7 @@ class LedgerCallback(TrainerCallback):
             ledger.writer.drop_after(state.global_step)
         ledger.writer.write_manifest(
             command=f"{type(trainer).__name__ if trainer else 'Trainer'}.train()",
-            rows_known=sum(len(s.rows) for s in ledger.sources.values()),
+            rows_known=sum(len(s.rows) for s in ledger.recorder.sources.values()),
         )
         self.ledger, self._steps = ledger, []
         ledger.attach()

@@ -23,16 +23,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from intaglio import __version__
 from intaglio.errors import InputError, IntaglioError, UnmeasurableError
 from intaglio.measure import rows as make
 from intaglio.measure.books import StepBooks, gradient_match, groups_of, lora_weight2, settle
 from intaglio.measure.budget import Budget
 from intaglio.measure.collect import Collector
 from intaglio.measure.credit import CreditAccounts, credit_of_visits, prepare
+from intaglio.measure.describe import describe
 from intaglio.measure.exact import exact_products
 from intaglio.measure.net import NetDistance
 from intaglio.measure.probes import Probe, as_probe, measure_probe, probe_gradient, probe_loss, undisturbed
+from intaglio.measure.recorder import Recorder, Source
 from intaglio.measure.rules import check_measurable, unwrap
 from intaglio.measure.settle import ClipScale, Snapshot
 from intaglio.model.layout import build_layout, causal_lm
@@ -43,16 +44,6 @@ LEVELS = ("norms", "full", "exact")
 TOLERANCE = {torch.float32: 1e-4}  # closure that counts as closed; anything of 16 bits: 1e-2
 COARSE = 1e-2  # what 16 bits leave of closure, in weights or under autocast
 FLUSH_SECONDS = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where an example comes from: what only the data set knows."""
-
-    rows: tuple[int, ...]
-    group: str | None = None
-    fact: str | None = None
-    preview: str = ""
 
 
 @dataclass(eq=False)
@@ -120,8 +111,8 @@ class Ledger:
         if every < 1 or probe_every < 1:
             raise InputError("every and probe_every count steps", got=min(every, probe_every), expected="1 or more")
         self.model, self.optimizer = causal_lm(model), unwrap(optimizer)
-        self.level, self.every, self.probe_every, self.keep_tokens = level, every, probe_every, keep_tokens
-        self.sources, self.tokenizer, self.strict, self.quiet = dict(sources or {}), tokenizer, strict, quiet
+        self.level, self.every, self.probe_every = level, every, probe_every
+        self.strict, self.quiet = strict, quiet
         self.step, self.seed = first_step, seed
         self.rule_name = check_measurable(self.optimizer)
         params = {id(p) for g in self.optimizer.param_groups for p in g["params"]}
@@ -144,9 +135,10 @@ class Ledger:
             if every > 1 or level == "norms" or self.rule_name == "other":
                 raise InputError("group momentum follows every step of SGD, Adam or AdamW", expected="full, every=1")
         self.writer = writer or RunWriter(out, {}, force=force, resume=resume)
-        self.writer.write_manifest(**self._manifest(), **dict(manifest or {}))
-        self._seen_examples: set[str] = set()
-        self._seen_tokens: set[int] = set()
+        self.recorder = Recorder(
+            self.writer, self.layout, sources=sources or {}, tokenizer=tokenizer, keep_tokens=keep_tokens, seed=seed
+        )
+        self.writer.write_manifest(**describe(self), **dict(manifest or {}))
         self._handles: list = []
         self._spent = 0.0
         self._depth = 0  # steps under way: one, or two where a subclass's step calls its parent's
@@ -204,7 +196,7 @@ class Ledger:
 
     def _close(self, *, whole: bool) -> None:
         try:
-            self.writer.flush(self.step)
+            self.writer.flush(self.step if whole else self.step + 1)  # rows of a broken step go when it is taken again
             if whole:
                 self.writer.finish(steps=self.step)
             else:
@@ -272,7 +264,7 @@ class Ledger:
     def restore(self, step: int, *, path_l2: float, examples: list[str], tokens: list[int]) -> None:
         """Go on after `step` steps of a run whose earlier rows are kept."""
         self.step, self.path_l2 = step, path_l2
-        self._seen_examples, self._seen_tokens = set(examples), set(tokens)
+        self.recorder.restore(examples, tokens)
 
     # -- one step
 
@@ -397,54 +389,21 @@ class Ledger:
             extra["churn"] = np.sqrt(np.clip(exact.squared_c - _shifts(books) ** 2, 0, None))
         visits = make.visit_columns(self.step, records, books, ids, products, self.writer.rank) | extra
         self.writer.append("visits", visits)
-        self._record_sketches(ids, sketches, squared)
-        self._record_places(records, books, visits, ids)
+        self.recorder.sketches(self.step, ids, sketches, squared, exact=self.level == "exact")
+        self.recorder.places(self.step, records, books, visits, ids)
         if books is not None and self.level == "exact":
-            self._record_pairs(products, visits["loss_weight"])
+            self.recorder.pairs(self.step, products, visits["loss_weight"])
         if self.group_carry is not None and books is not None:
-            found = self.group_carry.step(records, [self._group(i) for i in ids], books, scales, self.snapshot, self.optimizer)
-            self.writer.append_rows("group_carry", [{"step": self.step, "group": g, "carry_shift": v} for g, v in found.items()])
+            groups = [self.recorder.group(i) for i in ids]
+            carried = self.group_carry.step(records, groups, books, scales, self.snapshot, self.optimizer)
+            self.writer.append_rows(
+                "group_carry", [{"step": self.step, "group": g, "carry_shift": v} for g, v in carried.items()]
+            )
         total2 = grad_l2**2
         if self.layout.lora:  # autograd never makes the product's gradient; lengths are exact, products as good as `products`
             total2 = float(squared.sum() + products.sum() - np.trace(products))
         self._record_step(records, books, visits, clip_scale, match, total2, squared)
-        self._note_examples(examples)
-
-    def _group(self, example: str) -> str:
-        source = self.sources.get(example)
-        return (source.group or "") if source else ""
-
-    def _record_sketches(self, ids: list[str], sketches: torch.Tensor, squared: np.ndarray) -> None:
-        length2 = sketches.double().square().sum(1).cpu().numpy()
-        with np.errstate(invalid="ignore", divide="ignore"):
-            error = np.abs(np.sqrt(length2 / squared) - 1)
-        values = sketches.cpu().to(torch.float16).float().numpy() if self.level != "exact" else sketches.cpu().numpy()
-        n = len(ids)
-        self.writer.append("sketches", {
-            "step": [self.step] * n, "slot": list(range(n)), "rank": [self.writer.rank] * n, "example": ids,
-            "sketch": list(values), "seed": [self.seed] * n, "error": error,
-        })  # fmt: skip
-
-    def _record_places(self, records: list, books: StepBooks | None, visits: dict, ids: list[str]) -> None:
-        self.writer.append(
-            "visit_parts", make.visit_part_columns(self.step, self.layout, records, books, visits["loss_weight"])
-        )
-        kept = [int(i[:8], 16) < self.keep_tokens * 0x100000000 for i in ids]
-        tokens = make.token_columns(self.step, records, books, kept)
-        if tokens is not None:
-            self.writer.append("tokens", tokens)
-        if books is not None:
-            self.writer.append("parts", make.part_columns(self.step, self.layout, books))
-
-    def _record_pairs(self, products: np.ndarray, weights: list[float]) -> None:
-        omega = np.where(np.isnan(weights), 1.0, weights)
-        dots = products / np.outer(omega, omega)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            cosine = products / np.sqrt(np.outer(np.diag(products), np.diag(products))) * np.sign(np.outer(omega, omega))
-        a, b = np.triu_indices(len(products), 1)
-        self.writer.append("pairs", {
-            "step": np.full(len(a), self.step), "slot_a": a, "slot_b": b, "dot": dots[a, b], "cosine": cosine[a, b],
-        })  # fmt: skip
+        self.recorder.examples(examples)
 
     def _record_step(
         self, records: list, books: StepBooks | None, visits: dict, clip_scale: float, match: float,
@@ -462,7 +421,7 @@ class Ledger:
             "grad_l2": math.sqrt(max(total2, 0.0)), "clip_scale": clip_scale, "gradient_match": match,
             "unsettled": self.step < make.UNSETTLED_STEPS, "agreement_gg": gg, "agreement_s": s,
             "measured": self.level if books is not None else "norms",
-            "net_l2": self.net.measure(), "seconds": now - self._ended, "measure_seconds": self._spent,
+            "net_l2": self.net.measure(), "seconds": now - self._ended, "measure_seconds": self._spent + self.tap.seconds,
         }  # fmt: skip
         if books is not None:
             row |= {
@@ -473,34 +432,7 @@ class Ledger:
             }  # fmt: skip
         self.writer.append_rows("steps", [row])
         self.latest = row
-        self._ended, self._spent = now, 0.0
-
-    def _note_examples(self, examples: list[tuple[str, list[int], list[bool]]]) -> None:
-        fresh = []
-        for example, token_ids, mask in examples:
-            if example in self._seen_examples:
-                continue
-            self._seen_examples.add(example)
-            source = self.sources.get(example, Source(()))
-            preview = source.preview or self._preview(token_ids)
-            fresh.append({
-                "example": example, "row": list(source.rows), "group": source.group, "fact": source.fact,
-                "tokens": len(token_ids), "targets": sum(mask), "preview": preview,
-                "token_ids": token_ids, "target_mask": mask,
-            })  # fmt: skip
-        self.writer.append_rows("examples", fresh)
-        if self.tokenizer is not None:
-            new = {t for row in fresh for t in row["token_ids"]} - self._seen_tokens
-            if new:
-                from intaglio.data.vocab import vocab_rows
-
-                self._seen_tokens |= new
-                self.writer.append_rows("vocab", vocab_rows(self.tokenizer, sorted(new)))
-
-    def _preview(self, token_ids: list[int]) -> str:
-        if self.tokenizer is None:
-            return " ".join(map(str, token_ids[:24]))
-        return self.tokenizer.decode(token_ids[:60], skip_special_tokens=True)[:160]
+        self._ended, self._spent, self.tap.seconds = now, 0.0, 0.0
 
     # -- probes
 
@@ -523,7 +455,7 @@ class Ledger:
             row["residual_nats"] = row["measured_change_nats"] - predicted
         row["seconds"] = probing.seconds + time.perf_counter() - start
         self.writer.append_rows("probes", [row])
-        self._record_probe_state(self.step, probing.probe, probing.state)
+        self.recorder.probe_state(self.step, probing.probe, probing.state)
 
     def _prepare_credits(self, probing: _ProbeStep) -> None:
         probing.accounts = prepare(
@@ -544,20 +476,6 @@ class Ledger:
             "unmeasured_nats": accounts.unmeasured,
         }  # fmt: skip
 
-    def _record_probe_state(self, step: int, probe: Probe, state: Any) -> None:
-        def at(values: list, i: int) -> Any:
-            return values[i] if i < len(values) else None
-
-        self.writer.append_rows("probe_items", [
-            {"step": step, "probe": probe.name, "item": i, "fact": at(probe.facts, i), "group": at(probe.groups, i),
-             "loss_nats": loss, "preview": at(probe.previews, i)}
-            for i, loss in enumerate(state.item_losses_nats)
-        ])  # fmt: skip
-        self.writer.append_rows("drift", [
-            {"step": step, "probe": probe.name, "layer": layer, "relative_l2": r, "cosine": c, "cka": k}
-            for layer, r, c, k in state.drift
-        ])  # fmt: skip
-
     def _probe_end(self) -> None:
         """The state after the last step: losses, KL and drift without a step to explain."""
         self.tap.enabled = False
@@ -569,38 +487,7 @@ class Ledger:
                 "step": self.step, "probe": probe.name, "loss_nats": state.loss_nats, "kl_nats": state.kl_nats,
                 "seconds": time.perf_counter() - start,
             }])  # fmt: skip
-            self._record_probe_state(self.step, probe, state)
-
-    # -- what is known at the start
-
-    def _manifest(self) -> dict[str, Any]:
-        layout = self.layout
-        group = self.optimizer.param_groups[0]
-        return {
-            "package_version": __version__, "level": self.level, "every": self.every,
-            "probe_every": self.probe_every, "seed": self.seed, "keep_tokens": self.keep_tokens,
-            "parameters_total": layout.n_trainable, "parameters_measured": layout.n_measured,
-            "coverage": layout.coverage, "unmeasured": sorted(layout.unmeasured),
-            "unmeasured_reasons": {n: layout.reasons[n] for n in layout.unmeasured if n in layout.reasons},
-            "tied_embeddings": layout.tied, "lora": layout.lora, "tolerance": self.tolerance,
-            "unit_length": 1e-6 * self._weight_length(),
-            "optimizer": {
-                "name": type(self.optimizer).__name__, "rule": self.rule_name, "lr": float(group["lr"]),
-                **{k: group[k] for k in ("betas", "weight_decay", "momentum", "eps", "nesterov") if k in group},
-            },
-            "probes": {p.name: {"role": p.role, "items": p.items, "targets": p.targets} for p in self.probes},
-            "precision": sorted({str(w.param.dtype).removeprefix("torch.") for w in layout.weights}),
-            "memory": self.budget.as_dict(),
-        }  # fmt: skip
-
-    def _weight_length(self) -> float:
-        """Length of the measured weights at the start (LoRA: of the matrices under the adapters)."""
-        total = sum(float(u.sum()) for u in self.lora_weight2.values())
-        adapters = {id(w.param) for s in self.layout.sites if s.kind == "lora" for w in s.weights}
-        for weight in self.layout.weights:
-            if id(weight.param) not in adapters:
-                total += float(weight.param.detach().float().norm().double() ** 2)
-        return math.sqrt(total)
+            self.recorder.probe_state(self.step, probe, state)
 
 
 def _shifts(books: StepBooks) -> np.ndarray:

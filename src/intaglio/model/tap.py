@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -139,6 +140,7 @@ class Tap:
         self._fused_proved = False
         self._names = list(inspect.signature(self.model.forward).parameters)
         self.enabled = True
+        self.seconds = 0.0  # spent in the callbacks since it was last set to 0
         self.current: Pass | None = None
         self._in_backward: Pass | None = None
         self._handles: list = []
@@ -169,12 +171,14 @@ class Tap:
     def _guard(self, function: Callable, *args: object) -> None:
         if not self.enabled:
             return
+        start = time.perf_counter()
         try:
             with torch.no_grad(), torch.autocast(device_type=self._device_type, enabled=False):
                 function(*args)
         except Exception as error:  # the instrument must never hurt the patient
             self.enabled = False
             self.on_fault(error)
+        self.seconds += time.perf_counter() - start
 
     @property
     def _device_type(self) -> str:

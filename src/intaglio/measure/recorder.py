@@ -1,0 +1,136 @@
+"""Rows that go to the run's tables, and which examples and tokens they have named already.  [torch]"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from intaglio.measure import rows as make
+from intaglio.measure.books import StepBooks
+from intaglio.measure.probes import Probe, ProbeState
+from intaglio.model.layout import Layout
+from intaglio.store.run import RunWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an example comes from: what only the data set knows."""
+
+    rows: tuple[int, ...]
+    group: str | None = None
+    fact: str | None = None
+    preview: str = ""
+
+
+class Recorder:
+    """Writes what a step showed; knows the data set's sources and what was named before.
+
+    Args:
+        writer: of the run.
+        layout: of the model.
+        sources: example id to its Source, where the data set is known.
+        tokenizer: for previews and the `vocab` table; None leaves both bare.
+        keep_tokens: share of examples whose `tokens` rows are kept.
+        seed: of the sketches.
+    """
+
+    def __init__(
+        self, writer: RunWriter, layout: Layout, *, sources: Mapping[str, Source], tokenizer: Any, keep_tokens: float,
+        seed: int,
+    ) -> None:  # fmt: skip
+        self.writer, self.layout, self.tokenizer = writer, layout, tokenizer
+        self.sources, self.keep_tokens, self.seed = dict(sources), keep_tokens, seed
+        self._seen_examples: set[str] = set()
+        self._seen_tokens: set[int] = set()
+
+    def restore(self, examples: list[str], tokens: list[int]) -> None:
+        """What a resumed run has named already."""
+        self._seen_examples, self._seen_tokens = set(examples), set(tokens)
+
+    def group(self, example: str) -> str:
+        """The example's group, "" where it has none."""
+        source = self.sources.get(example)
+        return (source.group or "") if source else ""
+
+    def sketches(self, step: int, ids: list[str], sketches: torch.Tensor, squared: np.ndarray, *, exact: bool) -> None:
+        """Rows of `sketches`, with their measured error; half precision unless `exact`."""
+        length2 = sketches.double().square().sum(1).cpu().numpy()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            error = np.abs(np.sqrt(length2 / squared) - 1)
+        values = sketches.cpu().to(torch.float16).float().numpy() if not exact else sketches.cpu().numpy()
+        n = len(ids)
+        self.writer.append("sketches", {
+            "step": [step] * n, "slot": list(range(n)), "rank": [self.writer.rank] * n, "example": ids,
+            "sketch": list(values), "seed": [self.seed] * n, "error": error,
+        })  # fmt: skip
+
+    def places(self, step: int, records: list, books: StepBooks | None, visits: dict, ids: list[str]) -> None:
+        """Rows of `visit_parts`, `tokens` and `parts`."""
+        self.writer.append(
+            "visit_parts", make.visit_part_columns(step, self.layout, records, books, visits["loss_weight"])
+        )
+        kept = [int(i[:8], 16) < self.keep_tokens * 0x100000000 for i in ids]
+        tokens = make.token_columns(step, records, books, kept)
+        if tokens is not None:
+            self.writer.append("tokens", tokens)
+        if books is not None:
+            self.writer.append("parts", make.part_columns(step, self.layout, books))
+
+    def pairs(self, step: int, products: np.ndarray, weights: list[float]) -> None:
+        """Rows of `pairs`, from exact inner products of the visits as they were weighted."""
+        omega = np.where(np.isnan(weights), 1.0, weights)
+        dots = products / np.outer(omega, omega)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            cosine = products / np.sqrt(np.outer(np.diag(products), np.diag(products))) * np.sign(np.outer(omega, omega))
+        a, b = np.triu_indices(len(products), 1)
+        self.writer.append("pairs", {
+            "step": np.full(len(a), step), "slot_a": a, "slot_b": b, "dot": dots[a, b], "cosine": cosine[a, b],
+        })  # fmt: skip
+
+    def examples(self, examples: list[tuple[str, list[int], list[bool]]]) -> None:
+        """Rows of `examples` and `vocab` for what was not named before."""
+        fresh = []
+        for example, token_ids, mask in examples:
+            if example in self._seen_examples:
+                continue
+            self._seen_examples.add(example)
+            source = self.sources.get(example, Source(()))
+            preview = source.preview or self._preview(token_ids)
+            fresh.append({
+                "example": example, "row": list(source.rows), "group": source.group, "fact": source.fact,
+                "tokens": len(token_ids), "targets": sum(mask), "preview": preview,
+                "token_ids": token_ids, "target_mask": mask,
+            })  # fmt: skip
+        self.writer.append_rows("examples", fresh)
+        if self.tokenizer is not None:
+            new = {t for row in fresh for t in row["token_ids"]} - self._seen_tokens
+            if new:
+                from intaglio.data.vocab import vocab_rows
+
+                self._seen_tokens |= new
+                self.writer.append_rows("vocab", vocab_rows(self.tokenizer, sorted(new)))
+
+    def _preview(self, token_ids: list[int]) -> str:
+        if self.tokenizer is None:
+            return " ".join(map(str, token_ids[:24]))
+        return self.tokenizer.decode(token_ids[:60], skip_special_tokens=True)[:160]
+
+    def probe_state(self, step: int, probe: Probe, state: ProbeState) -> None:
+        """Rows of `probe_items` and `drift`."""
+
+        def at(values: list, i: int) -> Any:
+            return values[i] if i < len(values) else None
+
+        self.writer.append_rows("probe_items", [
+            {"step": step, "probe": probe.name, "item": i, "fact": at(probe.facts, i), "group": at(probe.groups, i),
+             "loss_nats": loss, "preview": at(probe.previews, i)}
+            for i, loss in enumerate(state.item_losses_nats)
+        ])  # fmt: skip
+        self.writer.append_rows("drift", [
+            {"step": step, "probe": probe.name, "layer": layer, "relative_l2": r, "cosine": c, "cka": k}
+            for layer, r, c, k in state.drift
+        ])  # fmt: skip
