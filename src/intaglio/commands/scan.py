@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from intaglio.commands import prepare as ready
-from intaglio.errors import RecipeError
+from intaglio.errors import InputError, RecipeError
 
 FLUSH_SECONDS = 10.0
 
@@ -72,6 +72,10 @@ def scan(
     from intaglio.store.run import RunWriter, check_free
 
     console = Console(stderr=True)
+    if batch_size < 1:
+        raise InputError("--batch-size counts examples", got=batch_size, expected="1 or more")
+    if seed < 0:
+        raise InputError("the seed must not be negative", got=seed)
     if not plan:
         check_free(out, force=force, resume=resume)
     loaded = load_subject(subject)
@@ -87,11 +91,12 @@ def scan(
 
         print_scan_plan(loaded, found, probes, batch_size, console)
         return
-    writer = RunWriter(out, {}, force=force, resume=resume)
-    done = _resumed(writer, found) if resume else set()
-    ready.write_originals(writer.folder, found.originals)
     scorer = _scorer(model, probes, seed)
-    writer.write_manifest(**_manifest(loaded, found, probes, subject, seed, scorer, model))
+    manifest = _manifest(loaded, found, probes, subject, seed, scorer, model)
+    writer = RunWriter(out, {}, force=force, resume=resume)
+    done = _resumed(writer, manifest) if resume else set()
+    ready.write_originals(writer.folder, found.originals)
+    writer.write_manifest(**manifest)
     _score_all(scorer, found, writer, done, batch_size, ready.pad_id(loaded.tokenizer), console)
     _note_examples(writer, found, loaded.tokenizer)
     _record_probes(model, probes, writer)
@@ -107,14 +112,29 @@ def _scorer(model: Any, probes: dict[str, Any], seed: int) -> Any:
     return Scorer(model, list(probes.values()), seed=seed)
 
 
-def _resumed(writer: Any, found: Any) -> set[str]:
-    """Ids that an interrupted scan of the same data has scored."""
+def _resumed(writer: Any, manifest: dict[str, Any]) -> set[str]:
+    """Ids that an interrupted scan of the same data has scored; rows of any other example are dropped."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     from intaglio.store.run import Run
 
-    then = writer.manifest.get("data", {}).get("fingerprint")
-    if then != found.fingerprint:
-        raise RecipeError("the unfinished scan is of other data", got=str(then), expected=found.fingerprint)
-    return set(Run(writer.folder).table("scans").column("example").to_pylist())
+    if "kind" not in writer.manifest:
+        return set()  # nothing was begun
+    differs = [k for k in ("kind", "data", "subject", "probes", "seed") if writer.manifest.get(k) != manifest[k]]
+    if differs:
+        raise RecipeError(
+            f"the unfinished run at {writer.folder} has another {', '.join(differs)}",
+            expected="the same command line with --resume, or --force to start anew",
+        )
+    run = Run(writer.folder)
+    tables = {name: run.table(name) for name in ("scans", "sketches", *(["scan_credits"] if manifest["probes"] else []))}
+    done = set.intersection(*(set(table.column("example").to_pylist()) for table in tables.values()))
+    for name, table in tables.items():
+        whole = table.filter(pc.is_in(table.column("example"), pa.array(sorted(done), pa.string())))
+        if len(whole) < len(table):  # killed between the tables of one flush
+            writer.replace(name, whole)
+    return done
 
 
 def _manifest(loaded: Any, found: Any, probes: dict, spec: str, seed: int, scorer: Any, model: Any) -> dict[str, Any]:
@@ -138,19 +158,23 @@ def _score_all(
 ) -> None:
     from rich.progress import track
 
-    left = [item for item in found.data if item.example not in done]
+    left = list({item.example: item for item in found.data if item.example not in done}.values())
     if done:
         console.print(f"  {len(done)} examples were scored before the interruption", highlight=False)
     total = -(-len(left) // batch_size)
-    score_rows(
-        scorer, left, writer, step=0, batch_size=batch_size, pad_id=pad,
-        progress=lambda batches: track(batches, description="scoring", total=total, console=console),
-    )  # fmt: skip
+    try:
+        score_rows(
+            scorer, left, writer, step=0, batch_size=batch_size, pad_id=pad, first_slot=len(done),
+            progress=lambda batches: track(batches, description="scoring", total=total, console=console),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        writer.flush(0)
+        raise
 
 
 def score_rows(
     scorer: Any, data: Sequence[Any], writer: Any, *, step: int, batch_size: int, pad_id: int,
-    progress: Callable[[Iterable], Iterable] = iter,
+    first_slot: int = 0, progress: Callable[[Iterable], Iterable] = iter,
 ) -> None:  # fmt: skip
     """Score examples (each distinct one once) in batches of like length, writing as it goes."""
     import torch
@@ -161,7 +185,7 @@ def score_rows(
     items = sorted({i.example: i for i in data}.values(), key=lambda i: len(i.input_ids))
     device = next(scorer.model.parameters()).device
     starts = range(0, len(items), batch_size)
-    total, flushed, slot = None, time.perf_counter(), 0
+    total, flushed, slot = None, time.perf_counter(), first_slot
     for start in progress(starts):
         batch = {k: v.to(device) for k, v in collate(items[start : start + batch_size], pad_id).items()}
         with torch.random.fork_rng(devices=[]):
@@ -205,8 +229,10 @@ def _note_examples(writer: Any, found: Any, tokenizer: Any) -> None:
 
 def _record_probes(model: Any, probes: dict[str, Any], writer: Any) -> None:
     from intaglio.measure.probes import measure_probe, undisturbed
+    from intaglio.store.run import Run
 
-    for probe in probes.values():
+    known = set(Run(writer.folder).table("probes").column("probe").to_pylist())
+    for probe in (p for p in probes.values() if p.name not in known):
         with undisturbed(model):
             state = measure_probe(model, probe)
         writer.append_rows("probes", [{"step": 0, "probe": probe.name, "loss_nats": state.loss_nats, "kl_nats": 0.0}])
