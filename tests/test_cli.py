@@ -1,0 +1,149 @@
+"""The command line: what it costs to ask for help, what help says, how it refuses; and the package's surface."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import intaglio
+from intaglio.cli import COMMANDS
+
+HEAVY = {"torch", "transformers", "peft", "datasets", "scipy", "altair", "duckdb"}
+MOST_SECONDS = 1.5  # of processor time; about 0.4 on an idle machine
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def help_of(*words: str) -> tuple[str, set[str], float]:
+    """What help prints, the modules it loaded, and its processor seconds."""
+    done = python(
+        "import sys, time\n"
+        "from intaglio.cli import main\n"
+        "try:\n"
+        f"    main({[*words]!r})\n"
+        "except SystemExit as stopped:\n"
+        "    assert not stopped.code, stopped.code\n"
+        "print(time.process_time(), *sys.modules, sep='\\n', file=sys.stderr)"
+    )
+    assert done.returncode == 0, done.stderr[-600:]
+    seconds, *modules = done.stderr.splitlines()
+    return done.stdout, set(modules), float(seconds)
+
+
+def first_line(command: str) -> str:
+    function = getattr(importlib.import_module(f"intaglio.commands.{command}"), command)
+    return inspect.getdoc(function).splitlines()[0]
+
+
+def flat(text: str) -> str:
+    return " ".join(text.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("words", [("--help",), ("-h",), ()])
+def test_help_lists_every_command_with_the_first_line_of_its_documentation(words):
+    said, modules, seconds = help_of(*words)
+    for command in COMMANDS:
+        assert f"{command} {first_line(command)}" in flat(said), command
+    assert not HEAVY & modules and seconds < MOST_SECONDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_shows_an_example_and_every_option(command):
+    said, modules, seconds = help_of(command, "--help")
+    assert f"intaglio {command} " in said.split("Examples:")[1] and first_line(command) in flat(said)
+    function = getattr(importlib.import_module(f"intaglio.commands.{command}"), command)
+    for name, parameter in inspect.signature(function).parameters.items():
+        option = name.upper() if parameter.kind is parameter.POSITIONAL_ONLY else f"--{name.replace('_', '-')}"
+        assert option in said or name.upper() in said, name
+        assert f"\n{name}\n" in inspect.getdoc(function), f"{name} is not explained"
+    assert not HEAVY & modules and seconds < MOST_SECONDS
+
+
+def test_the_version():
+    said, modules, _ = help_of("--version")
+    assert said.strip() == intaglio.__version__ and not HEAVY & modules
+
+
+def test_importing_the_package_loads_nothing():
+    done = python("import intaglio, sys; print(*sys.modules)")
+    assert not ({"numpy", "pyarrow", "rich", "cyclopts"} | HEAVY) & set(done.stdout.split()), done.stderr
+
+
+def test_reading_a_run_loads_no_torch():
+    done = python("import intaglio, sys; intaglio.open_run, intaglio.Run, intaglio.IntaglioError; print(*sys.modules)")
+    assert not {"torch", "transformers"} & set(done.stdout.split()) and done.returncode == 0, done.stderr
+
+
+def test_the_exports_are_exact_and_each_is_there():
+    assert intaglio.__all__ == ["IntaglioError", "Ledger", "LedgerCallback", "Run", "__version__", "open_run"]
+    assert dir(intaglio) == sorted(intaglio.__all__)
+    for name in intaglio.__all__:
+        found = getattr(intaglio, name)
+        assert isinstance(found, str) or found.__doc__, name
+    assert issubclass(intaglio.Ledger, object) and issubclass(intaglio.IntaglioError, Exception)
+    with pytest.raises(AttributeError, match="nothing"):
+        intaglio.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("words", [
+    ("frobnicate",), ("--frobnicate",), ("train",), ("train", "smollm2"), ("train", "smollm2", "d.jsonl"),
+    ("train", "smollm2", "d.jsonl", "--out"), ("train", "smollm2", "d.jsonl", "more", "--out", "r"),
+    ("train", "smollm2", "d.jsonl", "--out", "r", "--frobnicate", "1"),
+    ("train", "smollm2", "d.jsonl", "--out", "r", "--batch-size", "many"),
+    ("train", "smollm2", "d.jsonl", "--out", "r", "--level", "all"),
+    ("train", "smollm2", "d.jsonl", "--out", "r", "--lang", "de"),
+    ("train", "smollm2", "d.jsonl", "--out", "r", "--optimizer", "lion"),
+    ("train", "smollm2", "d.jsonl", "--out", "r", "--schedule", "step"),
+    ("scan", "smollm2"), ("report",), ("query", "r"), ("rows", "r"), ("compare", "r"), ("doctor",),
+    ("query", "r", "select 1", "--format", "xml"), ("steps", "smollm2", "--rotation", "c"),
+])  # fmt: skip
+def test_a_wrong_command_line_is_one_line(words, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = refused(*words)
+    wrong = next((w for w in words if w in ("frobnicate", "--frobnicate", "many", "all", "de", "lion", "step", "more", "xml", "c")), "")
+    assert wrong in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_interruption_by_hand_is_said_and_is_not_a_fault(monkeypatch, capsys):
+    from intaglio import cli
+
+    monkeypatch.setattr(cli, "app", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train"])
+    assert stopped.value.code == 130 and "kept" in capsys.readouterr().err
+
+
+def test_what_the_machine_refuses_is_one_line_and_a_fault_of_ours_is_not_hidden(monkeypatch, capsys):
+    import errno
+
+    from intaglio import cli
+
+    def raises(error):
+        def app(*_, **__):
+            raise error
+
+        return app
+
+    monkeypatch.setattr(cli, "app", raises(OSError(errno.ENOSPC, "No space left on device", "x/y")))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train"])
+    assert stopped.value.code == 2 and capsys.readouterr().err == "intaglio: No space left on device: x/y\n"
+    monkeypatch.setattr(cli, "app", raises(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train"])
+
+
+def test_a_reader_that_leaves_early_is_no_fault(tmp_path):
+    code = "from intaglio import cli; cli.main(['--help'])"
+    piped = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    piped.stdout.close()
+    said = piped.stderr.read()
+    piped.wait()
+    assert "Traceback" not in said
