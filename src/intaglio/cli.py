@@ -11,8 +11,8 @@ from cyclopts import App, CycloptsError
 from intaglio import __version__
 from intaglio.errors import IntaglioError
 
-# what the machine refuses, wherever it is met: no space, no permission, a read-only or full file system
-_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+# what the machine refuses, wherever it is met: no space, no permission, a read-only file system, a name too long
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
 COMMANDS = ("train", "scan", "rows", "steps", "report", "compare", "query", "doctor")
 

@@ -131,7 +131,10 @@ def read_probes(specs: Mapping[str, str], tokenizer: Any, *, max_tokens: int, tr
 
     found = {}
     for name, path in specs.items():
-        encoded = encode_rows(read_rows(path), tokenizer, max_tokens=max_tokens, truncate=truncate)
+        try:
+            encoded = encode_rows(read_rows(path), tokenizer, max_tokens=max_tokens, truncate=truncate)
+        except DataError as error:
+            raise DataError(f"probe {name!r}: {error}") from None
         found[name] = make_probe(name, encoded, pad_id(tokenizer))
     return found
 

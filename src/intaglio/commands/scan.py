@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from intaglio.commands import prepare as ready
-from intaglio.errors import InputError, RecipeError
+from intaglio.errors import InputError, RecipeError, TrainingError
 
 FLUSH_SECONDS = 10.0
 
@@ -187,9 +187,14 @@ def score_rows(
     starts = range(0, len(items), batch_size)
     total, flushed, slot = None, time.perf_counter(), first_slot
     for start in progress(starts):
-        batch = {k: v.to(device) for k, v in collate(items[start : start + batch_size], pad_id).items()}
-        with torch.random.fork_rng(devices=[]):
-            scored = scorer.score(batch)
+        chosen = items[start : start + batch_size]
+        batch = {k: v.to(device) for k, v in collate(chosen, pad_id).items()}
+        try:
+            with torch.random.fork_rng(devices=[]):
+                scored = scorer.score(batch)
+        except TrainingError as error:
+            listed = ", ".join(str(i.row) for i in chosen)
+            raise TrainingError(f"{error} on rows {listed} of the data", expected="a finite loss") from None
         so_far = scored.sketch_NS.sum(0, dtype="float64")
         total = so_far if total is None else total + so_far
         n = len(scored.ids)

@@ -117,7 +117,7 @@ def _encode(row: Row, tokenizer: Any, max_tokens: int, truncate: bool, template:
             ids, mask = _end(tokenizer, ids, mask)
     if len(ids) > max_tokens and not truncate:
         raise DataError(f"row {row.number} is too long", got=f"{len(ids)} tokens",
-                        expected=f"at most {max_tokens}, or truncation asked for")  # fmt: skip
+                        expected=f"at most {max_tokens}, or --truncate")  # fmt: skip
     mask = [False, *mask[1:]]  # nothing stands before the first token to predict it from
     return Encoded(row.number, tuple(ids[:max_tokens]), tuple(mask[:max_tokens]), row.group, row.fact,
                    _preview(row), len(ids) > max_tokens, row.repaired)  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from intaglio.errors import TrainingError
 from intaglio.measure import rows as make
 from intaglio.measure.books import Directions, project
 from intaglio.measure.collect import Collector
@@ -59,7 +60,11 @@ class Scorer:
         return Directions(plain={id(w.param): (g, 1.0) for w, g in zip(weights, gradient)}), length
 
     def score(self, batch: dict[str, torch.Tensor]) -> Scored:
-        """Score one batch (input_ids, attention_mask, labels)."""
+        """Score one batch (input_ids, attention_mask, labels).
+
+        Raises:
+            TrainingError: the loss is not a number.
+        """
         tap = Tap(
             self.model, self.layout, on_write=self.collector.write, on_logits=self.collector.logits,
             on_pass=self.collector.begin, on_fault=_raise,
@@ -70,6 +75,8 @@ class Scorer:
         try:
             with undisturbed(self.model), torch.enable_grad():
                 loss = self.model(**batch, use_cache=False).loss
+                if not loss.isfinite():
+                    raise TrainingError(f"the loss is {float(loss.detach())}")
                 torch.autograd.grad(loss, found)
         finally:
             tap.detach()

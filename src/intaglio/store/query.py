@@ -42,9 +42,10 @@ def _rows(run: Run, table: str) -> Any:
     """The table's files as one pyarrow dataset, of which a query reads only the columns it names."""
     from pyarrow import dataset
 
-    from intaglio.store.run import schema_of
+    from intaglio.store.run import check_whole, schema_of
 
     files = [str(file) for file in run.files(table)]
+    check_whole(files)
     return dataset.dataset(files, schema=schema_of(table), format="parquet") if files else run.table(table)
 
 

@@ -172,12 +172,15 @@ def check_free(path: str | Path, *, force: bool = False, resume: bool = False) -
         StoreError: the folder exists (and neither `force` nor `resume` was given) or cannot be created.
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise StoreError("a run needs a folder of its own", got=str(path), expected="a name, such as runs/mine")
     if path.exists() and not force:
         raise StoreError(f"{path} exists already", expected="a new folder, or --force to replace it")
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file", expected="a new folder")
-    if path.exists() and force and not (path / "manifest.json").exists() and any(path.iterdir()):
-        raise StoreError(f"{path} is not a run, so --force will not replace it", expected="a run or a new folder")
+    for folder in (path, _partial(path)):
+        if force and folder.exists() and not (folder / "manifest.json").exists() and any(folder.iterdir()):
+            raise StoreError(f"{folder} is not a run, so --force will not replace it", expected="a run or a new folder")
     if _partial(path).exists() and not (resume or force):
         raise StoreError(f"{_partial(path)} is an unfinished run", expected="--resume to continue it or --force to replace it")
     parent = next(p for p in path.absolute().parents if p.exists())
@@ -196,6 +199,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
         raise StoreError(f"{folder} has another schema version", got=version, expected=str(SCHEMA_VERSION))
     return manifest
+
+
+def check_whole(files: Iterable[Path]) -> None:
+    """Refuse files that are no parquet, by name.
+
+    Raises:
+        StoreError: one is damaged or cannot be read.
+    """
+    for file in files:
+        try:
+            pq.read_metadata(file)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"cannot read {file}: {str(error).splitlines()[0]}") from None
 
 
 class Run:
@@ -226,6 +242,7 @@ class Run:
         files = self.files(name)
         if not files:
             return schema_of(name).empty_table()
+        check_whole(files)
         return pa.concat_tables([pq.ParquetFile(f).read() for f in files]).cast(schema_of(name))
 
     def sql(self, query: str) -> Any:
