@@ -19,7 +19,7 @@ from intaglio.measure.rules import check_measurable, denominator, rule_for
 from intaglio.measure.settle import Snapshot, canonical, projection_factor
 from intaglio.model.layout import Layout, Site, Weight
 
-SLAB = 1 << 23  # numbers of per-example gradient held at once
+SLAB = 1 << 21  # numbers of per-example gradient held at once: a slab stays in the shared cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def _add_block_gradients(
         elif mine.kind == "embedding":
             _add_lookup(into, rows, factor.ids[block.rows, span], b)
         else:
-            into += b[:, :, rows].mT @ factor.a[block.rows, span].float()
+            into.baddbmm_(b[:, :, rows].mT, factor.a[block.rows, span].float())
 
 
 def _add_lookup(into: Tensor, rows: slice, ids_NT: Tensor, b_NTD: Tensor) -> None:
@@ -108,11 +108,11 @@ def exact_products(
         for rows, g_NRC in slabs(layout, weight, records, n):
             flat = g_NRC.flatten(1)
             products += (flat @ flat.mT).double()
-            difference2 += float((g_NRC.sum(0) - grad[rows]).double().square().sum())
-            length2 += float(grad[rows].double().square().sum())
+            difference2 += float(torch.linalg.vector_norm(g_NRC.sum(0) - grad[rows])) ** 2
+            length2 += float(torch.linalg.vector_norm(grad[rows])) ** 2
             if book is not None:
                 part = g_NRC if inverse is None else g_NRC.div_(inverse[rows])
-                squared_c += part.flatten(1).double().square().sum(1) * book.factor**2
+                squared_c += (torch.linalg.vector_norm(part.flatten(1), dim=1) * book.factor).double().square()
     for site in layout.sites:
         if site.kind == "lora":
             products += _lora_products(site, records, n)
