@@ -53,7 +53,7 @@ class Variant:
 
     def __init__(self, model: nn.Module, around: Callable | None = None) -> None:
         self.model = model.train()
-        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-5)
         self.context = around(model, self.optimizer) if around else contextlib.nullcontext()
         self.seconds: list[float] = []
 

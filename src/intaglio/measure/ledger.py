@@ -74,6 +74,11 @@ class Ledger:
         group_momentum: keep one momentum buffer per group and split the carry by group exactly.
         sources: example id to its Source, where the data set is known.
         tokenizer: for previews and the `vocab` table.
+        manifest: more to keep in the run's manifest; JSON values only.
+        seed: of the sketches.
+        force: replace an existing run; resume: continue an unfinished one.
+        quiet: do not print what is predicted.
+        writer: an open RunWriter to use instead of making one at `out`.
         strict: raise Intaglio's own errors instead of detaching.
         first_step: optimizer steps taken before (a resumed run).
 
@@ -110,6 +115,7 @@ class Ledger:
             raise InputError("unknown level", got=level, expected=", ".join(LEVELS))
         if every < 1 or probe_every < 1:
             raise InputError("every and probe_every count steps", got=min(every, probe_every), expected="1 or more")
+        _refuse_several_processes(model)
         self.model, self.optimizer = causal_lm(model), unwrap(optimizer)
         self.level, self.every, self.probe_every = level, every, probe_every
         self.strict, self.quiet = strict, quiet
@@ -497,3 +503,15 @@ def _shifts(books: StepBooks) -> np.ndarray:
 def _trained(record: Any) -> torch.Tensor:
     """(B, T) which positions predict a trained target; every token where no target was seen."""
     return record.caught.segment_BT >= 0 if record.target_BT is None else record.target_BT >= 0
+
+
+def _refuse_several_processes(model: nn.Module) -> None:
+    """Under DDP and FSDP the gradient that steps is a mean over processes, whose books are not kept here."""
+    wrappers = {"DistributedDataParallel", "FullyShardedDataParallel", "DataParallel"}
+    kinds = {type(m).__name__ for m in model.modules()} & wrappers
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if kinds or (several and torch.distributed.get_world_size() > 1):
+        raise UnmeasurableError(
+            "training over several processes is not measured", got=", ".join(sorted(kinds)) or "torch.distributed",
+            expected="one process on one device",
+        )  # fmt: skip

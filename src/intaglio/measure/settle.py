@@ -17,7 +17,7 @@ from intaglio.measure.rules import Rule, denominator, rule_for
 from intaglio.model.layout import Layout, Site, Weight
 
 PIECE = 1 << 16  # numbers per piece: a few such buffers fit a core's cache
-ROUNDING_SHARE = 7  # one row in seven stands for the rounding of a large piece
+ROUNDING_SHARE = 7  # one row in seven stands for the rounding of a large piece, where it is hardly visible
 SMALL_PIECE = 1 << 12
 SAMPLES = 64  # strided coordinates per parameter for the clip scale
 FOREIGN = 1e-5  # spread of the clip scale over coordinates beyond which a gradient was not merely scaled
@@ -115,9 +115,12 @@ def settle_parameter(
     ulp = 2 * torch.finfo(p.dtype).eps
     columns = weight.axis == 1 and weight.n_units > 1
     found: dict[int, list[Tensor]] = {unit: [] for unit in range(1 if columns else weight.n_units)}
+    share = 0
     for rows, unit in pieces(tensors[0].shape, weight):
         piece = [t[rows] for t in tensors]
-        found[unit or 0].append(_piece(rule, *piece, denominator(rule, second, rows), ulp, weight if columns else None))
+        share = share or _rounding_share(piece[0], piece[1], ulp)
+        d = denominator(rule, second, rows)
+        found[unit or 0].append(_piece(rule, *piece, d, ulp, share, weight if columns else None))
     sums = torch.stack([torch.stack(rows).sum(0, dtype=torch.float64) for rows in found.values()])  # (U or 1, 5[, U])
     by_unit = sums[0].unbind(0) if columns else sums.unbind(1)
     zero = torch.zeros(weight.n_units, dtype=torch.float64, device=p.device)
@@ -126,7 +129,7 @@ def settle_parameter(
 
 def _piece(
     rule: Rule, after: Tensor, before: Tensor, momentum: Tensor, grad: Tensor, d: Tensor | None, ulp: float,
-    columns: Weight | None,
+    share: int, columns: Weight | None,
 ) -> Tensor:  # fmt: skip
     """(uu, ww, carry, decay, rounding) of one piece, per unit of columns if given; `momentum` becomes R = U/D."""
     before, after = before.float(), after.float()
@@ -142,7 +145,7 @@ def _piece(
     nothing = torch.zeros_like(uu)
     carry = dot(momentum.float(), r, rule.carry) if rule.carry else nothing
     decay = dot(before, r if rule.decay_over_denominator else update, rule.decay) if rule.decay else nothing
-    rounding = _rounding(rule, update, before, momentum, grad, d, ulp)
+    rounding = _rounding(rule, update, before, momentum, grad, d, ulp, share)
     if columns is not None:
         rounding = rounding / columns.n_units + nothing
     found = torch.stack([uu, dot(before, before), carry, decay, rounding])
@@ -150,15 +153,25 @@ def _piece(
     return found
 
 
+def _rounding_share(after: Tensor, before: Tensor, ulp: float) -> int:
+    """One row in how many is read for rounding: all where the step is within a thousand ulps of the weights.
+
+    There rounding is a visible part of the step, and a sample of it would leave the books open.
+    """
+    length = torch.linalg.vector_norm(after.float() - before.float())
+    small = length < 1000 * ulp * torch.linalg.vector_norm(before.float())
+    return 1 if bool(small) else ROUNDING_SHARE
+
+
 def _rounding(
-    rule: Rule, update: Tensor, before: Tensor, momentum: Tensor, grad: Tensor, d: Tensor | None, ulp: float
+    rule: Rule, update: Tensor, before: Tensor, momentum: Tensor, grad: Tensor, d: Tensor | None, ulp: float, share: int
 ) -> Tensor:
-    """<what precision swallowed, U> of a piece, from a seventh of its rows (all in 16 bits, where it is most of U).
+    """<what precision swallowed, U> of a piece, from one row in `share` of a large one.
 
     Rounding may explain two units in the last place of the weight and no more, so that a
     wrong formula cannot hide in it.
     """
-    some = slice(0, -(-len(update) // ROUNDING_SHARE) if update.numel() > SMALL_PIECE and ulp < 1e-5 else None)
+    some = slice(0, -(-len(update) // share) if update.numel() > SMALL_PIECE else None)
     stands_for = len(update) / len(update[some])
     update, before, momentum, grad = update[some], before[some], momentum[some], grad[some]
     asked = grad.float() * rule.data

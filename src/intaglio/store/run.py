@@ -223,10 +223,12 @@ class Run:
 
     @property
     def complete(self) -> bool:
+        """Whether the run was finished; a killed one, or one that is still going, is not."""
         return bool(self.manifest.get("complete"))
 
     @property
     def name(self) -> str:
+        """The folder's name, without `.partial`."""
         return self.folder.name.removesuffix(".partial")
 
     def files(self, table: str) -> list[Path]:
