@@ -101,6 +101,8 @@ def test_a_damaged_folder(harm, tiny, data, refused, tmp_path):
     ('{"text": "a b"}\n{"text": 3}\n', ["row 1"]), ('{"text": "a b"}\n["a"]\n', ["row 1"]),
     ('{"text": "a b"}\n{"text": \n', ["data.jsonl"]), ('{"text": "' + "long " * 60 + '"}\n', ["row 0", "too long"]),
     ('{"text": "a b"}\n{"messages": [{"role": "user", "content": "x"}]}\n', ["row 1"]),
+    ('{"text": "a b"}\n{"text": "c \\ud800 d"}\n', ["row 1"]), ('{"text": "a b", "note": "\\udc00"}\n', ["row 0"]),
+    ('{"text": "a b", "group": "\\ud800"}\n', ["row 0"]),
     ('{"prompt": "a"}\n', ["row 0"]), ('{"prompt": "a", "completion": ""}\n', ["row 0"]), ("\x00\xff", ["data.jsonl"]),
 ])  # fmt: skip
 def test_data_that_cannot_be_trained_on(command, content, words, tiny, refused, tmp_path):

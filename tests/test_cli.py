@@ -106,18 +106,22 @@ def test_the_exports_are_exact_and_each_is_there():
 def test_a_wrong_command_line_is_one_line(words, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = refused(*words)
-    wrong = next((w for w in words if w in ("frobnicate", "--frobnicate", "many", "all", "de", "lion", "step", "more", "xml", "c")), "")
+    named = ("frobnicate", "--frobnicate", "many", "all", "de", "lion", "step", "more", "xml", "c")
+    wrong = next((w for w in words if w in named), "")
     assert wrong in said
     assert not list(tmp_path.iterdir())
 
 
 def test_interruption_by_hand_is_said_and_is_not_a_fault(monkeypatch, capsys):
-    from intaglio import cli
+    from intaglio.cli import main
 
-    monkeypatch.setattr(cli, "app", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["train"])
-    assert stopped.value.code == 130 and "kept" in capsys.readouterr().err
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("intaglio.store.run.open_run", stopped)
+    with pytest.raises(SystemExit) as found:
+        main(["report", "runs/mine"])
+    assert found.value.code == 130 and "kept" in capsys.readouterr().err
 
 
 def test_what_the_machine_refuses_is_one_line_and_a_fault_of_ours_is_not_hidden(monkeypatch, capsys):

@@ -13,7 +13,6 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -469,17 +468,3 @@ def test_a_recipe_that_cannot_be_carried_out_is_refused(change):
     check_recipe(RECIPE)
     with pytest.raises(RecipeError):
         check_recipe(replace(RECIPE, **change))
-
-
-@pytest.mark.real
-def test_the_built_in_model_takes_a_few_real_steps(tmp_path):
-    """Two steps of smollm2, two layers deep: the books of a real model close."""
-    data = write_jsonl(tmp_path / "d.jsonl", [
-        {"prompt": "The capital of France is", "completion": " Paris."},
-        {"prompt": "Вода кипит при", "completion": " ста градусах."},
-    ])  # fmt: skip
-    run = train(Path("smollm2"), data, tmp_path / "run", steps=2, batch_size=2, layers="28:30", lr=2e-5)
-    assert max(run.table("steps").column("closure").to_pylist()) < 1e-4
-    assert run.manifest["coverage"] == 1.0
-    losses = run.table("steps").column("loss_nats").to_pylist()
-    assert losses[1] < losses[0] < 8 and np.isfinite(losses).all()

@@ -21,6 +21,7 @@ app = App(
     help="How data is engraved into a language model: a closing ledger of training, per example and per token.",
     version=__version__,
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # else cyclopts leaves without a word
 )
 for _place, _name in enumerate(COMMANDS):
     app.command(f"intaglio.commands.{_name}:{_name}", name=_name, sort_key=_place)

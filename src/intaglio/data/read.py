@@ -117,6 +117,10 @@ def read_rows(source: str | Path, *, limit: int | None = None, streaming: bool =
 def _row(number: int, original: Any, recoded: bool, expect: str | None = None) -> Row:
     if not isinstance(original, Mapping):
         raise DataError(f"row {number} is not an object", got=_short(original), expected=_EXPECTED)
+    try:
+        json.dumps(original, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"row {number} holds half a character (an unpaired surrogate)", expected="whole text") from None
     kind = _kind(number, original)
     pages: list[str] = []
     fields = _messages(number, original) if kind == "messages" else _texts(number, kind, original)

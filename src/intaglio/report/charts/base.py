@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -20,6 +21,7 @@ _NAME = {hexcode: name for name, hexcode in _STANDIN.items()}
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 WIDTH = 840
 _OURS = "\u2063"
+_SEPARATORS = {0x2028: " ", 0x2029: " "}  # Vega takes them for the end of a line, in the middle of a name
 
 alt.data_transformers.disable_max_rows()
 
@@ -81,7 +83,8 @@ def svg(chart: Any, *, name: str, label: str, lang: str) -> Markup:
         lang: number format of the axes.
     """
     locale = vl_convert.get_format_locale("ru-RU") if lang == "ru" else None
-    text = vl_convert.vegalite_to_svg(themed(chart).to_dict(), format_locale=locale)
+    spec = json.dumps(themed(chart).to_dict(), ensure_ascii=False).translate(_SEPARATORS)
+    text = vl_convert.vegalite_to_svg(spec, format_locale=locale)
     text = _shrink(text, name)
     head = f'<svg role="img" aria-label="{escape(label)}" '
     return Markup(text.replace("<svg ", head, 1))
