@@ -44,9 +44,11 @@ def _rows(run: Run, table: str) -> Any:
 
     from intaglio.store.run import check_whole, schema_of
 
-    files = [str(file) for file in run.files(table)]
+    files = run.files(table)
+    if not files:
+        return run.table(table)
     check_whole(files)
-    return dataset.dataset(files, schema=schema_of(table), format="parquet") if files else run.table(table)
+    return dataset.dataset([str(file) for file in files], schema=schema_of(table), format="parquet")
 
 
 def query(run: Run, sql: str) -> Any:
