@@ -11,7 +11,7 @@ _LOW, _HIGH = 2.5, 97.5  # percentiles of a 95 % interval
 _CELLS = 4_000_000  # resampling counts held at once: 32 MB
 
 
-def number(value: float | None) -> float | None:
+def number(value: float | np.number | None) -> float | None:
     """A plain float, or None where the value is missing or not finite: unknown is never 0."""
     return float(value) if value is not None and np.isfinite(value) else None
 
