@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,8 @@ def prepare_data(
 
     encoded = encode_rows(rows, tokenizer, max_tokens=max_tokens, truncate=truncate, end=end)
     data = [item for item in encoded if item.targets]
-    lines = audit(encoded, tokenizer).lines()
+    found = audit(encoded, tokenizer)
+    lines = (found if end else replace(found, missing_end=())).lines()
     if not data:
         raise DataError(f"no row of {name} has anything to train on", expected="answers or texts of two tokens or more")
     if len(data) < len(encoded):
