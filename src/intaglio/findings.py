@@ -199,7 +199,7 @@ class Findings:
     noise_scale: Interval  # simple gradient noise scale (1 - alpha) / alpha, in examples
     conflict_share: Interval  # share of pairs with negative inner product; null by permutation
     imitation_gap: float | None
-    series: dict[str, list[float | None]]  # per step, column name -> values; "step" is the axis
+    series: dict[str, list[int | float | None]]  # per step, column name -> values; "step" is the axis
     spikes: list[SpikeFinding]
     # data
     examples: list[ExampleFinding]  # by |shift|, largest first

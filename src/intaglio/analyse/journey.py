@@ -101,7 +101,7 @@ def momentum(manifest: Mapping[str, Any]) -> float:
     return float(betas[0]) if betas else float(optimizer.get("momentum") or 0.0)
 
 
-def series(data: RunData) -> dict[str, list[float | None]]:
+def series(data: RunData) -> dict[str, list[int | float | None]]:
     """Per step, ready to draw: the columns of `steps`; lengths also in u (`update_u`, `path_u`, `net_u`, ...)."""
     steps = data.steps
     out = {name: numbers(steps[name]) for name in _SERIES}

@@ -57,7 +57,7 @@ class View:
         """A number that the eye should find first."""
         return Markup('<b class="num">{}</b>').format(text)
 
-    def series(self, name: str) -> list[float | None]:
+    def series(self, name: str) -> list[int | float | None]:
         return list(self.findings.series.get(name, []))
 
     def series_u(self, name: str) -> list[float | None]:

@@ -134,7 +134,7 @@ def _shading(view: View) -> alt.Chart:
         x=alt.X("a:Q", axis=_step_axis(view)), x2="b:Q")  # fmt: skip
 
 
-def _spikes(view: View) -> alt.Chart:
+def _spikes(view: View) -> alt.LayerChart:
     update = view.series_u("update_l2")
     rows = []
     for spike in view.findings.spikes:

@@ -50,7 +50,7 @@ def lines(view: View) -> list[dict[str, Any]]:
 def _taken(view: View, update: list[float | None]) -> float:
     """Length of all measured steps."""
     data = view.series("data_shift")
-    return sum(u for u, d in zip(update, data) if u is not None and d is not None)
+    return sum((u for u, d in zip(update, data) if u is not None and d is not None), 0.0)
 
 
 def _line(view: View, account: str, value: float, taken: float) -> dict[str, Any]:
