@@ -152,3 +152,12 @@ def test_help_shows_an_example_and_loads_no_torch(command):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-400:]
     assert f"intaglio {command} runs/mine" in done.stdout and "[required]" in done.stdout
+
+
+def test_a_run_that_knows_no_rows_says_so_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    run = write_run(tmp_path / "run", World())
+    monkeypatch.setattr("intaglio.commands.rows.worst_rows", lambda ranked, worst: [])
+    with pytest.raises(SystemExit) as stop:
+        main(["rows", str(tmp_path / "run"), "--out", str(tmp_path / "out.jsonl")])
+    assert run is not None and stop.value.code == 2 and not (tmp_path / "out.jsonl").exists()
+    assert "does not say which rows" in capsys.readouterr().err

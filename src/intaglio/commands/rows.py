@@ -52,6 +52,9 @@ def rows(run: Path, *, worst: int = 50, out: Path, drop: Path | None = None) -> 
         raise StoreError(f"{opened.folder} keeps no rows.jsonl, so the rest of the data cannot be written",
                          expected="a run of intaglio train or scan")  # fmt: skip
     chosen = worst_rows(rank_examples(analyse_run(opened, texts_for=0)), worst)
+    if not chosen:
+        raise InputError(f"{opened.folder} does not say which rows its examples are",
+                         expected="a run of intaglio train or scan, or Ledger(..., sources=...)")  # fmt: skip
     write_lines(out, (_described(row, found, originals) for row, found in chosen))
     print(f"{len(chosen)} rows, worst first: {out}")
     if drop is not None and originals is not None:
