@@ -203,16 +203,17 @@ def test_killed_while_finishing(tiny, data, tmp_path, monkeypatch):
     dict(every=2), dict(keep_tokens=0.5), dict(rescan=2), dict(probe=None), dict(probe_every=3), dict(lora=2),
     dict(group_momentum=True),
 ])  # fmt: skip
-def test_another_recipe_is_refused_and_nothing_is_lost(change, tiny, data, probe, tmp_path, interrupted):
-    before = {p: p.read_bytes() for p in interrupted.rglob("*.parquet")}
+def test_another_recipe_is_refused_and_nothing_is_lost(change, tiny, cut):
+    out, data, probe = cut
+    before = {p: p.read_bytes() for p in open_run(out).folder.rglob("*.parquet")}
     with pytest.raises(RecipeError, match="has another"):
-        train(tiny, data, interrupted.with_suffix(""), resume=True, **(dict(probe=[probe], checkpoint_every=2) | change))
-    assert before and {p: p.read_bytes() for p in interrupted.rglob("*.parquet")} == before
+        train(tiny, data, out, resume=True, **(dict(probe=[probe], checkpoint_every=2) | change))
+    assert before and {p: p.read_bytes() for p in open_run(out).folder.rglob("*.parquet")} == before
 
 
-def test_other_data_or_another_model_is_refused(tiny_chat, tiny, data, probe, tmp_path, interrupted):
+def test_other_data_or_another_model_is_refused(tiny, tmp_path, cut):
+    out, data, probe = cut
     other = write_jsonl(tmp_path / "other.jsonl", [{"text": "something else"}])
-    out = interrupted.with_suffix("")
     with pytest.raises(RecipeError, match="another data"):
         train(tiny, other, out, resume=True, probe=[probe], checkpoint_every=2)
     subject = save_subject(tmp_path / "tiny", seed=3)
@@ -220,14 +221,17 @@ def test_other_data_or_another_model_is_refused(tiny_chat, tiny, data, probe, tm
         train(subject, data, out, resume=True, probe=[probe], checkpoint_every=2)
 
 
-@pytest.fixture
-def interrupted(tiny, data, probe, tmp_path, monkeypatch) -> Path:
-    """The folder of a run that was stopped after five steps."""
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def cut(tiny, tmp_path_factory) -> tuple[Path, Path, str]:
+    """A run that was stopped after five steps, its data and its probe; tests see that it stays as it is."""
+    folder = tmp_path_factory.mktemp("cut")
+    data = write_jsonl(folder / "data.jsonl", ({"text": t} for t in WORDS))
+    probe = f"anchor={write_jsonl(folder / 'anchor.jsonl', [{'text': 'a cat ran'}])}"
+    with pytest.MonkeyPatch.context() as patch:
         interrupted_at(patch, 5)
         with pytest.raises(Killed):
-            train(tiny, data, tmp_path / "cut", probe=[probe], checkpoint_every=2)
-    return tmp_path / "cut.partial"
+            train(tiny, data, folder / "run", probe=[probe], checkpoint_every=2)
+    return folder / "run", data, probe
 
 
 # --- what is kept --------------------------------------------------------------------------------
