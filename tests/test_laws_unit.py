@@ -1,8 +1,9 @@
 """The unit of every length on a page: 1 u is one millionth of the initial weights' length."""
 
-import intaglio
 import pytest
 import torch
+
+import intaglio
 from tiny import build
 
 
