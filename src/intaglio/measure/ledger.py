@@ -386,7 +386,7 @@ class Ledger:
         ids = self._ids = [e[0] for e in examples]
         sketches = torch.cat([r.sketch_NS for r in records])
         products = (sketches @ sketches.mT).double().cpu().numpy()
-        match, grad_l2 = gradient_match(self.layout, records, self.collector.projections, scales, self.snapshot)
+        match, grad_l2 = gradient_match(self.layout, records, self.collector.projections, scales)
         squared = np.concatenate([make.squared_push(r) for r in records])
         extra: dict[str, Any] = {}
         if books is not None and self.level == "exact":
@@ -471,7 +471,7 @@ class Ledger:
 
     def _credits(self, probing: _ProbeStep, records: list) -> dict[str, float]:
         accounts = probing.accounts
-        credit_N = credit_of_visits(self.layout, records, accounts, self.snapshot)
+        credit_N = credit_of_visits(self.layout, records, accounts)
         n = len(credit_N)
         self.writer.append("credits", {
             "step": [self.step] * n, "slot": list(range(n)), "probe": [probing.probe.name] * n,

@@ -41,9 +41,9 @@ def gram_lengths(found: Gram) -> Tensor:
 
 
 def by_unit(x_BTP: Float[Tensor, "B T P"], n_units: int) -> Float[Tensor, "B U T D"]:
-    """Equal slices of the last axis, each as a batch of its own."""
+    """Equal slices of the last axis, each as a batch of its own (a copy: products of strided slices are slower)."""
     rows, positions, width = x_BTP.shape
-    return x_BTP.view(rows, positions, n_units, width // n_units).transpose(1, 2)
+    return x_BTP.view(rows, positions, n_units, width // n_units).transpose(1, 2).contiguous()
 
 
 def ghost_is_cheaper(positions: int, n_in: int, n_out: int) -> bool:
@@ -149,9 +149,10 @@ def logit_statistics(
     Returns:
         surprise (nats), entropy (nats), omega (loss per nat), reach (|p - onehot|), misfit (0..1).
     """
-    rows = max(1, chunk // logits_NV.shape[1])
+    rows = max(1, min(chunk // logits_NV.shape[1], len(logits_NV)))
+    buffers = torch.empty(2, rows, logits_NV.shape[1], device=logits_NV.device)
     pieces = [
-        _logit_statistics(z.float(), g.float(), y)
+        _logit_statistics(z.float(), g.float(), y, buffers[:, : len(y)])
         for z, g, y in zip(logits_NV.split(rows), grad_NV.split(rows), target_N.split(rows))
     ]
     names = ("surprise", "entropy", "omega", "reach", "misfit")
@@ -160,21 +161,29 @@ def logit_statistics(
     return {name: torch.cat([piece[i] for piece in pieces]) for i, name in enumerate(names)}
 
 
-def _logit_statistics(z_NV: Tensor, g_NV: Tensor, target_N: Tensor) -> tuple[Tensor, ...]:
-    lse = z_NV.logsumexp(-1)
-    p_NV = (z_NV - lse[:, None]).exp_()
-    entropy = lse - torch.linalg.vecdot(p_NV, z_NV)
+def _logit_statistics(z_NV: Tensor, g_NV: Tensor, target_N: Tensor, buffers_2NV: Tensor) -> tuple[Tensor, ...]:
+    """One exponential per logit, and no other array than the two buffers, which stay in the cache.
+
+    The target's own terms are kept apart, so that nothing cancels where its probability is near 1.
+    """
+    e_NV, product_NV = buffers_2NV
     index = target_N[:, None]
-    p_y, g_y = p_NV.gather(1, index)[:, 0], g_NV.gather(1, index)[:, 0]
-    surprise = lse - z_NV.gather(1, index)[:, 0]
-    # |p - y|^2 without cancellation at p_y near 1: the target's own term is (1 - p_y)^2.
-    reach2 = (torch.linalg.vecdot(p_NV, p_NV) - p_y.square()).clamp_min(0) + (1 - p_y).square()
-    dot = torch.linalg.vecdot(g_NV, p_NV) - g_y
+    top = z_NV.amax(-1, keepdim=True)
+    torch.sub(z_NV, top, out=e_NV).exp_()
+    e_y, z_y, g_y = (x.gather(1, index)[:, 0] for x in (e_NV, z_NV, g_NV))
+    e_NV.scatter_(1, index, 0.0)
+    others = e_NV.sum(-1)
+    total = others + e_y
+    lse = top[:, 0] + total.log()
+    entropy = lse - (torch.mul(e_NV, z_NV, out=product_NV).sum(-1) + e_y * z_y) / total
+    missing = others / total  # 1 - p_y
+    reach2 = (torch.linalg.vector_norm(e_NV, dim=-1) / total).square() + missing.square()
+    dot = torch.mul(e_NV, g_NV, out=product_NV).sum(-1) / total - g_y * missing
     omega = dot / reach2.clamp_min(1e-30)
-    gg = torch.linalg.vecdot(g_NV, g_NV)
+    gg = torch.linalg.vector_norm(g_NV, dim=-1).square()
     misfit = (1 - omega * dot / gg.clamp_min(1e-38)).clamp(0, 1).sqrt()
     misfit = torch.where(gg > 0, misfit, torch.zeros_like(misfit))
-    return surprise, entropy, omega, reach2.sqrt(), misfit
+    return lse - z_y, entropy, omega, reach2.sqrt(), misfit
 
 
 def projection(size: int, side: int, seed: int, device: torch.device) -> Float[Tensor, "size side"]:
