@@ -11,33 +11,56 @@ Pure: tensors in, tensors out.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Gram = tuple[Tensor, ...]  # inner products of a row's positions: whole, or as the blocks (11, 12, 22)
+HALVES_FROM = 64  # positions from which symmetry is worth several smaller products
+QUARTERS_FROM = 128
 
-HALVES_FROM = 64  # positions from which symmetry is worth three products
+
+class Gram(NamedTuple):
+    """Inner products of a row's positions with each other, without what symmetry mirrors.
+
+    Each block is (*X, n, t, t): n squares on the diagonal, or n squares beside it (which count twice).
+    """
+
+    diagonal: tuple[Tensor, ...]
+    beside: tuple[Tensor, ...] = ()
+
+    def beside_axis(self) -> Gram:
+        """With one more axis before the positions, to stand beside the Gram matrices of units."""
+        return Gram(*(tuple(block.unsqueeze(-4) for block in blocks) for blocks in self))
 
 
 def gram(x_XTP: Float[Tensor, "*X T P"]) -> Gram:
-    """Inner products of all positions of a row with each other; the mirrored quarter is not made."""
-    half = x_XTP.shape[-2] // 2
-    if 2 * half < HALVES_FROM:
-        return (x_XTP @ x_XTP.mT,)
-    top, bottom = x_XTP[..., :half, :], x_XTP[..., half:, :]
-    return top @ top.mT, top @ bottom.mT, bottom @ bottom.mT
+    """Inner products of all positions of a row: all, three quarters or five eighths of them are made."""
+    *lead, positions, width = x_XTP.shape
+    if positions >= QUARTERS_FROM and positions % 4 == 0:
+        quarters = x_XTP.reshape(*lead, 4, positions // 4, width)
+        top, bottom = x_XTP.reshape(*lead, 1, 2, positions // 2, width).unbind(-3)
+        left, right = x_XTP.reshape(*lead, 2, 2, positions // 4, width).unbind(-3)
+        return Gram((quarters @ quarters.mT,), (left @ right.mT, top @ bottom.mT))
+    if positions >= HALVES_FROM:
+        half = positions // 2
+        top, bottom = x_XTP[..., None, :half, :], x_XTP[..., None, half:, :]
+        return Gram((top @ top.mT, bottom @ bottom.mT), (top @ bottom.mT,))
+    return Gram(((x_XTP @ x_XTP.mT)[..., None, :, :],))
 
 
 def gram_dot(first: Gram, second: Gram) -> Tensor:
     """Sum of the elementwise product of two Gram matrices, over their positions."""
-    parts = [(a * b).sum((-1, -2)) for a, b in zip(first, second)]
-    return parts[0] if len(parts) == 1 else parts[0] + 2 * parts[1] + parts[2]
+    diagonal, beside = (
+        sum((a * b).sum((-1, -2, -3)) for a, b in zip(blocks, others)) for blocks, others in zip(first, second)
+    )
+    return diagonal + 2 * beside
 
 
 def gram_lengths(found: Gram) -> Tensor:
     """Squared length of every position: the diagonal."""
-    return torch.cat([block.diagonal(dim1=-2, dim2=-1) for block in found[::2]], dim=-1)
+    return torch.cat([block.diagonal(dim1=-2, dim2=-1).flatten(-2) for block in found.diagonal], dim=-1)
 
 
 def by_unit(x_BTP: Float[Tensor, "B T P"], n_units: int) -> Float[Tensor, "B U T D"]:
@@ -74,12 +97,12 @@ def squared_norms(
     if side == "in":
         a_gram, b_gram = gram(by_unit(a_BTP, n_units)), gram(b_BTQ)
         lengths = gram_lengths(a_gram).sum(1) * gram_lengths(b_gram)
-        return gram_dot(a_gram, tuple(g[:, None] for g in b_gram)), lengths
+        return gram_dot(a_gram, b_gram.beside_axis()), lengths
     a_gram = gram(a_BTP) if a_gram is None else a_gram
     if side == "out":
         b_gram = gram(by_unit(b_BTQ, n_units))
         lengths = gram_lengths(a_gram) * gram_lengths(b_gram).sum(1)
-        return gram_dot(b_gram, tuple(g[:, None] for g in a_gram)), lengths
+        return gram_dot(b_gram, a_gram.beside_axis()), lengths
     b_gram = gram(b_BTQ)
     return gram_dot(a_gram, b_gram)[:, None], gram_lengths(a_gram) * gram_lengths(b_gram)
 
