@@ -32,7 +32,14 @@ from intaglio.measure.credit import CreditAccounts, credit_of_visits, prepare
 from intaglio.measure.describe import describe
 from intaglio.measure.exact import exact_products
 from intaglio.measure.net import NetDistance
-from intaglio.measure.probes import Probe, as_probe, measure_probe, probe_gradient, probe_loss, undisturbed
+from intaglio.measure.probes import (
+    Probe,
+    as_probe,
+    measure_probe,
+    measure_probe_with_gradient,
+    probe_loss,
+    undisturbed,
+)  # fmt: skip
 from intaglio.measure.recorder import Recorder, Source
 from intaglio.measure.rules import check_measurable, unwrap
 from intaglio.measure.settle import ClipScale, Snapshot
@@ -339,11 +346,11 @@ class Ledger:
         self.tap.enabled = False
         try:
             with undisturbed(self.model):
-                found = _ProbeStep(probe, measure_probe(self.model, probe))
+                params = []
                 if self.collector.keep:
                     params = [w.param for w in self.layout.weights] + list(self.layout.unmeasured.values())
-                    gradient = probe_gradient(self.model, probe, params)
-                    found.gradient = {id(p): g for p, g in zip(params, gradient)}
+                state, gradient = measure_probe_with_gradient(self.model, probe, params)
+                found = _ProbeStep(probe, state, {id(p): g for p, g in zip(params, gradient)})
         finally:
             self.tap.enabled = True
         found.seconds = time.perf_counter() - start
