@@ -7,6 +7,7 @@ no gradient accumulated, the tap switched off.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,14 +119,22 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             torch.cuda.set_rng_state(cuda, device)
 
 
-def _losses(model: nn.Module, batch: Mapping[str, Tensor], *, hidden: bool) -> tuple[Tensor, Tensor, object]:
+def _losses(
+    model: nn.Module, batch: Mapping[str, Tensor], *, hidden: bool
+) -> tuple[Tensor, Tensor, Tensor, object]:
+    """Loss (B, K), target (B, K) and logits (B, K, V) at the K positions where some row is scored; the output."""
     inputs = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")}
-    out = model(**inputs, use_cache=False, output_hidden_states=hidden)
     target = _targets(batch)
+    scored = (target >= 0).any(0).nonzero()[:, 0]
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs["logits_to_keep"] = scored  # the head is spared the rest
+    out = model(**inputs, use_cache=False, output_hidden_states=hidden)
+    logits = out.logits if out.logits.shape[1] == len(scored) else out.logits[:, scored]
+    target = target[:, scored]
     losses = F.cross_entropy(
-        out.logits.float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none"
+        logits.float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none"
     ).view(target.shape)
-    return losses, target, out
+    return losses, target, logits, out
 
 
 def measure_probe(model: nn.Module, probe: Probe) -> ProbeState:
@@ -146,15 +155,15 @@ def measure_probe_with_gradient(
     log_probs, hidden, gradient = [], [], []
     for batch in probe.batches:
         with torch.set_grad_enabled(bool(params)):
-            losses, target, out = _losses(model, batch, hidden=True)
+            losses, target, logits, out = _losses(model, batch, hidden=True)
             if params:
                 _add_gradient(gradient, losses.sum() / count, params)
         with torch.no_grad():
             item_losses += (losses.sum(1) / (target >= 0).sum(1).clamp_min(1)).tolist()
             total += float(losses.double().sum())
-            log_probs.append(out.logits[target >= 0])
+            log_probs.append(logits[target >= 0])
             hidden.append(_kept_hidden(out.hidden_states, batch))
-        del losses, out
+        del losses, logits, out
     log_p = _thin(torch.cat(log_probs), KL_POSITIONS).float().log_softmax(-1)
     states = [_thin(torch.cat([h[layer] for h in hidden]), DRIFT_TOKENS).float() for layer in range(len(hidden[0]))]
     if not probe.start:
@@ -183,7 +192,7 @@ def probe_loss(model: nn.Module, probe: Probe) -> float:
     total, count = 0.0, 0
     with torch.no_grad():
         for batch in probe.batches:
-            losses, target, _ = _losses(model, batch, hidden=False)
+            losses, target, *_ = _losses(model, batch, hidden=False)
             total, count = total + float(losses.double().sum()), count + int((target >= 0).sum())
     return total / count
 
@@ -193,7 +202,7 @@ def probe_gradient(model: nn.Module, probe: Probe, params: list[nn.Parameter]) -
     count, total = probe.targets, []
     with torch.enable_grad():
         for batch in probe.batches:
-            losses, _, _ = _losses(model, batch, hidden=False)
+            losses, *_ = _losses(model, batch, hidden=False)
             _add_gradient(total, losses.sum() / count, params)
     return total
 
