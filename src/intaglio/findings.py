@@ -145,6 +145,8 @@ class SpikeFinding:
     update_z: float | None
     verdict: str  # data, state, both, unknown
     examples: tuple[str, ...] = ()  # those with the largest |shift| in that step
+    replay_step: int | None = None  # the earlier state, in steps taken, that the verdict comes from
+    replay_z: float | None = None  # of the batch among ordinary ones at that state
 
 
 @dataclass(frozen=True, slots=True)

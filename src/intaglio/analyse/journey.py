@@ -144,7 +144,7 @@ def spikes(data: RunData) -> list[SpikeFinding]:
     The verdict is that of the replay where one was made (table `spikes`), else unknown.
     """
     grad_z, update_z = _z(data.steps["grad_l2"]), _settled_z(data)
-    stored = read(data.run, "select distinct on (step) step, grad_z, update_z, verdict from spikes")
+    stored = read(data.run, "select distinct on (step) step, grad_z, update_z, replay_step, replay_z, verdict from spikes")
     replayed = {int(s): i for i, s in enumerate(stored["step"])}
     with np.errstate(invalid="ignore"):
         out = {int(s): i for i, s in enumerate(data.steps["step"]) if max_z(grad_z[i], update_z[i]) > SPIKE_Z}
@@ -153,11 +153,17 @@ def spikes(data: RunData) -> list[SpikeFinding]:
             step=step,
             grad_z=number(grad_z[out[step]]) if step in out else number(stored["grad_z"][replayed[step]]),
             update_z=number(update_z[out[step]]) if step in out else number(stored["update_z"][replayed[step]]),
-            verdict=(stored["verdict"][replayed[step]] or "unknown") if step in replayed else "unknown",
             examples=_largest(data, step),
+            **(_replay(stored, replayed[step]) if step in replayed else {"verdict": "unknown"}),
         )
         for step in sorted({*out, *replayed})
     ]
+
+
+def _replay(stored: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
+    """What the replay of one spike said, and from which step's state."""
+    step, z = number(stored["replay_step"][i]), number(stored["replay_z"][i])
+    return {"verdict": stored["verdict"][i] or "unknown", "replay_step": None if step is None else int(step), "replay_z": z}
 
 
 def max_z(*values: float) -> float:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from intaglio.commands import prepare as ready
-from intaglio.errors import IntaglioError, RecipeError
+from intaglio.errors import IntaglioError, RecipeError, SubjectError
 
 
 def train(
@@ -207,12 +207,34 @@ class Job:
     probes: dict[str, Any] = field(default_factory=dict)
     recipe: Any = None
     model: Any = None
+    first_adapters: dict[str, Any] = field(default_factory=dict)  # LoRA's before the first step, on the CPU
 
     def load(self) -> None:
         from intaglio.model.subject import load_subject
 
         self._check()
         self.subject = load_subject(self.spec)
+
+    def load_start(self) -> None:
+        """Put what is trained back as it was before the first step: the subject's weights, or fresh adapters.
+
+        Raises:
+            SubjectError: the subject cannot be read any more, or is another one now.
+        """
+        import torch
+
+        from intaglio.model.subject import load_subject
+
+        start = self.first_adapters
+        if not start:
+            subject = load_subject(self.spec)
+            if subject.fingerprint != self.subject.fingerprint:
+                raise SubjectError("the subject has changed since training began", got=self.spec)
+            start = dict(subject.model.named_parameters())
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                if p.requires_grad:
+                    p.copy_(start[name])
 
     def _check(self) -> None:
         """Refuse what cannot be measured, before any work."""
@@ -246,6 +268,9 @@ class Job:
         self.probe_every = self.probe_every or max(1, self.recipe.steps // 10)
         torch.manual_seed(self.recipe.seed)
         self.model = prepare_model(self.subject.model.to("cuda" if cuda else "cpu"), self.recipe)
+        if self.recipe.lora_rank:
+            trained = ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+            self.first_adapters = {n: p.detach().to("cpu", copy=True) for n, p in trained}
 
     def manifest(self) -> dict[str, Any]:
         import platform
@@ -314,7 +339,7 @@ class Job:
             writer.manifest["training_seconds"] = time.perf_counter() - started
             if first < self.recipe.steps:
                 self._save(ledger, self.recipe.steps, optimizer)
-            self._replay_spikes(writer, ledger)
+            self._replay_spikes(writer, ledger, console)
         torch.cuda.empty_cache() if torch.cuda.is_available() else None
 
     def _ledger(self, optimizer: Any, writer: Any) -> Any:
@@ -399,11 +424,13 @@ class Job:
         finally:
             ledger.tap.enabled = True
 
-    def _replay_spikes(self, writer: Any, ledger: Any) -> None:
+    def _replay_spikes(self, writer: Any, ledger: Any, console: Any) -> None:
         from intaglio.commands.spikes import record_spikes
 
         ledger.tap.enabled = False
-        record_spikes(self, writer)
+        ledger.snapshot.theta.clear()  # no step is left to measure, and the replay wants the room
+        ledger.snapshot.momentum.clear()
+        record_spikes(self, writer, console)
 
 
 def _in_order(buffers: dict[str, dict[int, Any]], layout: Any) -> dict[str, dict[int, Any]]:
