@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from intaglio.analyse.data import RunData, read
-from intaglio.analyse.stats import number, numbers, robust_z
+from intaglio.analyse.stats import number, numbers, robust_z, sampling_half_width
 from intaglio.findings import SpikeFinding
 
 SPIKE_Z = 4.0  # a normal series passes it once in 30,000 steps
@@ -63,15 +63,18 @@ def path(data: RunData) -> dict[str, float | None]:
     (2403.07379). T counts equal steps; here it is (sum |U|)^2 / sum |U|^2, which is the
     number of steps when their lengths are equal, so that a learning-rate schedule does
     not look like direction. Steps whose length was not measured are interpolated. A path
-    is never shorter than its net, so the null is at least 1.
+    is never shorter than its net, so the null is at least 1. `path_half_u` is half the 95 % interval that
+    the steps left out give the path.
     """
     steps, length = data.steps, _every_length(data)
     walked = np.cumsum(length)
     if not len(walked) or not walked[-1] > 0:
-        return {"path_u": None, "net_u": None, "tortuosity": None, "tortuosity_null": None}
+        return {"path_u": None, "path_half_u": None, "net_u": None, "tortuosity": None, "tortuosity_null": None}
+    known = steps["update_l2"][np.isfinite(steps["update_l2"])]
     nets = np.flatnonzero(np.isfinite(steps["net_l2"]))
     out = {"path_u": number(walked[-1] / data.unit_length), "net_u": None, "tortuosity": None,
-           "tortuosity_null": None}  # fmt: skip
+           "tortuosity_null": None,
+           "path_half_u": number(sampling_half_width(known, len(length)) / data.unit_length)}  # fmt: skip
     if len(nets) and steps["net_l2"][nets[-1]] > 0:
         at = nets[-1]
         until = length[: at + 1]

@@ -12,17 +12,19 @@ BYTES_PER_TOKEN_ROW, BYTES_PER_PART_ROW = 28, 12  # of parquet, measured on a ru
 def print_plan(job: Any, console: Any) -> None:
     """Time a real forward and backward on a batch of the data, and scale up."""
     from intaglio.measure.budget import Budget, human
-    from intaglio.model.layout import build_layout
+    from intaglio.model.layout import build_layout, causal_lm
 
     layout = build_layout(job.model)
     recipe, data = job.recipe, job.data.data
-    budget = Budget.parse(job.memory, layout, n_probes=len(job.probes), level=job.level)
+    budget = Budget.parse(
+        job.memory, layout, causal_lm(job.model), level=job.level, probes=list(job.probes.values()), every=job.every
+    )
     tokens = sum(len(i.input_ids) for i in data) / len(data)
     visits = recipe.steps * recipe.batch_size * recipe.accumulate
     step_seconds = _time_batch(job) * recipe.accumulate
     trained = layout.n_trainable * 4
     factors = budget.per_token * int(tokens * recipe.batch_size * recipe.accumulate)
-    measuring = 0 if job.level == "norms" else budget.snapshot + budget.probes + factors
+    measuring = budget.least if job.level == "norms" else budget.fixed + factors
     state = sum(p.numel() for p in job.model.parameters()) * 4 if not recipe.lora_rank else trained
     n_states = (recipe.steps // job.checkpoint_every if job.checkpoint_every else 0) + 1
     rows = visits * (tokens * job.keep_tokens * BYTES_PER_TOKEN_ROW + len(layout.addresses) * BYTES_PER_PART_ROW)

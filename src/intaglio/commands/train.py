@@ -379,9 +379,7 @@ class Job:
         ledger.writer.drop_after(step if folder else -1)
         run = Run(ledger.writer.folder)
         rows = run.table("steps").select(["step", "path_l2", "measured"]).to_pylist()
-        if self.level != "norms" and any(r["measured"] == "norms" and r["step"] % self.every == 0 for r in rows):
-            ledger.budget.only_norms = True  # the memory budget was passed before the interruption
-            ledger.budget.reason = "the memory budget was passed before the interruption: level norms"
+        ledger.budget.restore(sorted((r["step"], r["measured"]) for r in rows))
         ledger.restore(
             step, path_l2=max((r["path_l2"] or 0.0 for r in rows), default=0.0),
             examples=run.table("examples").column("example").to_pylist(),
