@@ -221,6 +221,64 @@ def test_other_data_or_another_model_is_refused(tiny, tmp_path, cut):
         train(subject, data, out, resume=True, probe=[probe], checkpoint_every=2)
 
 
+def test_probes_are_compared_by_what_they_say_and_not_by_their_size(tiny, tmp_path, cut):
+    out, data, probe = cut
+    other = write_jsonl(tmp_path / "anchor.jsonl", [{"text": "a cat hid"}])  # as many texts, as many tokens
+    with pytest.raises(RecipeError, match=r"another probes \(anchor\)"):
+        train(tiny, data, out, resume=True, probe=[f"anchor={other}"], checkpoint_every=2)
+    same = write_jsonl(tmp_path / "again.jsonl", [{"text": "a cat ran", "group": "of no matter"}])
+    ids = {p: command.ready.read_probes({"anchor": str(p)}, _tokenizer(tiny), max_tokens=64, truncate=False)["anchor"]
+           for p in (Path(probe.partition("=")[2]), other, same)}  # fmt: skip
+    first, changed, equal = (p.fingerprint for p in ids.values())
+    assert first == equal != changed
+
+
+def test_a_probes_fingerprint_is_of_texts_and_labels_whatever_the_batches():
+    from intaglio.measure.probes import as_probe
+    from tiny import batch, texts
+
+    items = texts()
+    one = as_probe("x", batch(items)).fingerprint
+    assert as_probe("x", [batch(items[:1], side="left"), batch(items[1:], length=40)]).fingerprint == one
+    assert as_probe("x", batch(items[::-1])).fingerprint != one
+    unmasked = texts(masked=False)
+    assert as_probe("x", batch(unmasked)).fingerprint != one, "the same tokens with other labels"
+    bare = {k: v for k, v in batch(unmasked).items() if k != "labels"}
+    assert as_probe("x", bare).fingerprint == as_probe("x", batch(unmasked)).fingerprint, "no labels: every token"
+
+
+def test_training_seconds_are_of_all_parts(tiny, data, tmp_path, monkeypatch):
+    import time
+
+    from intaglio import train as module
+
+    plain = module.train
+
+    def slow(*args, after_step, **options):
+        def after(done, loss):
+            time.sleep(0.2)
+            if done == 5:
+                raise Killed
+            after_step(done, loss)
+
+        return plain(*args, after_step=after, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train", slow)
+        with pytest.raises(Killed):
+            train(tiny, data, tmp_path / "run", checkpoint_every=2)
+    run = train(tiny, data, tmp_path / "run", checkpoint_every=2, resume=True)
+    kept = 4 * 0.2  # of the fifth step nothing was kept
+    assert kept <= run.manifest["training_seconds"] < kept + 3
+    assert run.manifest["training_seconds"] > sum(run.table("steps").column("seconds").to_pylist()[4:]) + kept - 0.2
+
+
+def _tokenizer(subject):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(subject)
+
+
 @pytest.fixture(scope="module")
 def cut(tiny, tmp_path_factory) -> tuple[Path, Path, str]:
     """A run that was stopped after five steps, its data and its probe; tests see that it stays as it is."""

@@ -65,12 +65,12 @@ def _time_batch(job: Any) -> float:
 
 def print_scan_plan(loaded: Any, found: Any, probes: dict[str, Any], batch_size: int, console: Any) -> None:
     """Time one scored batch, and scale up."""
-    from intaglio.commands.prepare import pad_id
+    from intaglio.commands.prepare import pad_id, precision
     from intaglio.data.encode import collate
     from intaglio.measure.budget import human
     from intaglio.measure.scan import Scorer
 
-    scorer = Scorer(loaded.model, list(probes.values()))
+    scorer = Scorer(loaded.model, list(probes.values()), precision=precision())
     data = sorted(found.data, key=lambda i: len(i.input_ids))
     middle = max(0, (len(data) - batch_size) // 2)
     batch = collate(data[middle : middle + batch_size], pad_id(loaded.tokenizer))

@@ -140,6 +140,18 @@ def read_probes(specs: Mapping[str, str], tokenizer: Any, *, max_tokens: int, tr
     return found
 
 
+def device() -> str:
+    """Where a model is run: the GPU where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def precision() -> str:
+    """What a model is run in there: bfloat16 (under autocast) on a GPU."""
+    return "bfloat16" if device() == "cuda" else "float32"
+
+
 def pad_id(tokenizer: Any) -> int:
     """A token to pad with; it is masked everywhere, so any will do."""
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):

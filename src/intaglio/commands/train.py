@@ -207,6 +207,7 @@ class Job:
     probes: dict[str, Any] = field(default_factory=dict)
     recipe: Any = None
     model: Any = None
+    started: float = 0.0  # of the clock, less the time that earlier parts of a resumed run took
     first_adapters: dict[str, Any] = field(default_factory=dict)  # LoRA's before the first step, on the CPU
 
     def load(self) -> None:
@@ -257,17 +258,16 @@ class Job:
         from intaglio.train import Recipe, check_recipe, prepare_model
 
         default_lr = 2e-4 if settings["lora_rank"] else 1e-3 if settings["optimizer"] == "sgd" else 2e-5
-        cuda = torch.cuda.is_available()
         if not 0 <= warmup <= 1:
             raise RecipeError("--warmup is a share of the steps", got=warmup, expected="0 to 1")
         self.recipe = Recipe(
             lr=default_lr if lr is None else lr, warmup_steps=int(warmup * settings["steps"]),
-            precision="bfloat16" if cuda else "float32", **settings,
+            precision=ready.precision(), **settings,
         )  # fmt: skip
         check_recipe(self.recipe)
         self.probe_every = self.probe_every or max(1, self.recipe.steps // 10)
         torch.manual_seed(self.recipe.seed)
-        self.model = prepare_model(self.subject.model.to("cuda" if cuda else "cpu"), self.recipe)
+        self.model = prepare_model(self.subject.model.to(ready.device()), self.recipe)
         if self.recipe.lora_rank:
             trained = ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
             self.first_adapters = {n: p.detach().to("cpu", copy=True) for n, p in trained}
@@ -317,7 +317,7 @@ class Job:
         if ledger.layout.unmeasured:
             share = 1 - ledger.layout.coverage
             console.print(f"  not measured ({share:.1%} of the parameters): {', '.join(ledger.layout.unmeasured)}")
-        started = time.perf_counter()
+        self.started = time.perf_counter() - (checkpoint.seconds(folder) if folder else 0.0)
         scans = self._rescan_steps()
         with _progress(console, self.recipe.steps, first) as bar, ledger:
             if folder is not None and ledger.group_carry is not None:
@@ -336,7 +336,7 @@ class Job:
                 self.model, optimizer, self.data.data, self.recipe,
                 pad_id=ready.pad_id(self.subject.tokenizer), first_step=first, after_step=after_step,
             )  # fmt: skip
-            writer.manifest["training_seconds"] = time.perf_counter() - started
+            writer.manifest["training_seconds"] = time.perf_counter() - self.started
             if first < self.recipe.steps:
                 self._save(ledger, self.recipe.steps, optimizer)
             self._replay_spikes(writer, ledger, console)
@@ -355,7 +355,7 @@ class Job:
     def _check_same(self, manifest: dict[str, Any]) -> None:
         """Refuse to go on with a run that was begun otherwise."""
         mine = self.manifest()
-        probes = {p.name: {"role": p.role, "items": p.items, "targets": p.targets} for p in self.probes.values()}
+        probes = {p.name: p.as_dict() for p in self.probes.values()}
         for key, now in (
             ("recipe", mine["recipe"]), ("data", mine["data"]), ("subject", mine["subject"]), ("probes", probes),
             ("level", self.level), ("every", self.every), ("probe_every", self.probe_every),
@@ -395,7 +395,7 @@ class Job:
         ledger.flush()
         folder = checkpoint.save(
             writer.folder, step, self.model, optimizer, self.subject.tokenizer,
-            carried=carry.buffers if carry is not None else None,
+            carried=carry.buffers if carry is not None else None, seconds=time.perf_counter() - self.started,
         )  # fmt: skip
         path = folder.relative_to(writer.folder).as_posix()
         writer.write_manifest(checkpoints={**writer.manifest.get("checkpoints", {}), str(step): path})
@@ -409,12 +409,12 @@ class Job:
 
     def _rescan(self, ledger: Any, step: int) -> None:
         """Score all data at the present state; the ledger looks away meanwhile."""
-        from intaglio.commands.scan import score_rows
+        from intaglio.commands.scoring import score_rows
         from intaglio.measure.scan import Scorer
 
         ledger.tap.enabled = False
         try:
-            scorer = Scorer(self.model, seed=self.recipe.seed)
+            scorer = Scorer(self.model, seed=self.recipe.seed, precision=self.recipe.precision)
             score_rows(
                 scorer, self.data.data, ledger.writer, step=step, batch_size=self.recipe.batch_size,
                 pad_id=ready.pad_id(self.subject.tokenizer),
