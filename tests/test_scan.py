@@ -18,7 +18,7 @@ import torch
 from conftest import save_subject, write_jsonl
 from intaglio.commands import prepare as ready
 from intaglio.commands import scan as command
-from intaglio.commands import scoring
+from intaglio.commands import scoring, summary
 from intaglio.commands import train as training
 from intaglio.errors import InputError, RecipeError
 from intaglio.store.run import Run, RunWriter, open_run
@@ -30,8 +30,7 @@ WORDS = ("the cat sat", "a dog ran far", "one two three", "red and blue", "I see
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
     """The page has tests of its own."""
-    monkeypatch.setattr(command, "_finish", lambda *_: None)
-    monkeypatch.setattr(training, "finish", lambda *_, **__: None)
+    monkeypatch.setattr(summary, "conclude", lambda *_, **__: None)
 
 
 @pytest.fixture

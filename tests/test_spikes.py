@@ -10,7 +10,7 @@ import torch
 
 from conftest import save_subject, write_jsonl
 from intaglio.analyse import analyse_run
-from intaglio.commands import spikes
+from intaglio.commands import spikes, summary
 from intaglio.commands import train as command
 from intaglio.store.run import Run, open_run
 
@@ -20,7 +20,7 @@ BAD = {"prompt": "of all that is not to be said here, ", "completion": "Q"}  # t
 
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
-    monkeypatch.setattr(command, "finish", lambda *_, **__: None)
+    monkeypatch.setattr(summary, "conclude", lambda *_, **__: None)
 
 
 def texts(n: int) -> list[dict[str, str]]:
@@ -73,8 +73,7 @@ def biggest(run: Run) -> dict:
     return max(run.table("spikes").to_pylist(), key=lambda r: r["grad_z"])
 
 
-@pytest.mark.parametrize("options", [{}, {"lora": 2}, {"lora": 2, "layers": "0:1"}, {"layers": "1:2"},
-                                     {"accumulate": 2, "steps": 40}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("options", [{}, {"lora": 2}, {"lora": 2, "layers": "0:1"}, {"layers": "1:2"}], ids=str)
 def test_a_batch_that_is_long_everywhere_is_the_datas_fault(options, tiny, planted, tmp_path):
     run = train(tiny, planted, tmp_path / "run", **options)
     found = biggest(run)
@@ -107,6 +106,15 @@ def test_a_start_whose_gradients_are_all_long_does_not_say_data(calm, tmp_path, 
     assert length[0] - middle > 4 * 1.4826 * np.median(np.abs(length - middle)), "the start has much longer gradients"
     (found,) = [r for r in run.table("spikes").to_pylist() if r["step"] == SHAKEN]
     assert found["verdict"] == "state" and found["replay_step"] == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"accumulate": 3, "batch_size": 2}, {"layers": "0:1"}], ids=str)
+def test_the_first_batch_replayed_from_the_start_is_as_long_as_it_was(options, tiny, calm, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(spikes, "record_spikes", lambda job, *_: found.append(spikes._lengths(job, None, [0], [0, 1])))
+    run = train(tiny, calm, tmp_path / "run", steps=3, clip=0.0, **options)
+    (((replayed,), (again, _)),) = found
+    assert replayed == again == pytest.approx(run.table("steps")["grad_l2"][0].as_py(), rel=1e-5)
 
 
 def test_the_nearest_kept_state_is_taken_and_the_start_before_it(tiny, planted, tmp_path):

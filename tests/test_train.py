@@ -18,6 +18,7 @@ import torch
 
 from conftest import save_subject, write_jsonl
 from intaglio import checkpoint
+from intaglio.commands import summary
 from intaglio.commands import train as command
 from intaglio.errors import RecipeError
 from intaglio.store.run import Run, RunWriter, open_run
@@ -37,7 +38,7 @@ RECIPE = Recipe(
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
     """The page has tests of its own."""
-    monkeypatch.setattr(command, "finish", lambda *_, **__: None)
+    monkeypatch.setattr(summary, "conclude", lambda *_, **__: None)
 
 
 @pytest.fixture

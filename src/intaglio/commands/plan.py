@@ -17,8 +17,9 @@ def print_plan(job: Any, console: Any) -> None:
     layout = build_layout(job.model)
     recipe, data = job.recipe, job.data.data
     budget = Budget.parse(
-        job.memory, layout, causal_lm(job.model), level=job.level, probes=list(job.probes.values()), every=job.every
-    )
+        job.memory, layout, causal_lm(job.model), level=job.level, probes=list(job.probes.values()), every=job.every,
+        groups=2 + len({i.group for i in data}) if job.group_momentum else 0,
+    )  # fmt: skip
     tokens = sum(len(i.input_ids) for i in data) / len(data)
     visits = recipe.steps * recipe.batch_size * recipe.accumulate
     step_seconds = _time_batch(job) * recipe.accumulate
@@ -35,6 +36,7 @@ def print_plan(job: Any, console: Any) -> None:
         f"{_minutes(step_seconds * recipe.steps)}; probes come on top",
         f"memory: training {human(4 * trained)} for weights, gradient and moments; measuring {human(measuring)} more"
         + (f", within a budget of {human(budget.limit)}" if budget.limit else ""),
+        *(budget.lines() if budget.limit is not None else ()),
         f"disk: tables about {human(rows)}; {n_states} kept state{'s' if n_states > 1 else ''} of {human(state)}, "
         f"moments of the last two {human(2 * trained * min(n_states, 2))}",
     ]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import Any
 
 from intaglio.commands import prepare as ready
 from intaglio.commands import scoring
+from intaglio.commands.options import Lang, Probes, explained
 from intaglio.errors import InputError
 
 
+@explained
 def scan(
     subject: str,
     data: str,
     *,
     out: Path,
-    probe: Annotated[list[str] | None, Parameter(negative="", consume_multiple=False)] = None,
+    probe: Probes = None,
     batch_size: int = 4,
     max_tokens: int | None = None,
     truncate: bool = False,
@@ -26,7 +26,7 @@ def scan(
     plan: bool = False,
     resume: bool = False,
     force: bool = False,
-    lang: Literal["en", "ru"] = "en",
+    lang: Lang = "en",
 ) -> None:
     """Score every row at the model's present state: surprise, push, agreement with the rest, credit at probes.
 
@@ -38,50 +38,24 @@ def scan(
 
     Parameters
     ----------
-    subject
-        smollm2 (built in), a Hugging Face id, a folder with safetensors, or a .gguf file.
-    data
-        A .jsonl, .json, .csv, .parquet or .txt file, or a Hub data set.
-    out
-        Folder of the run; it must not exist (see --force, --resume).
     probe
         NAME=FILE, texts whose predicted gain or loss is shown for every row; may be given again.
-    batch_size
-        Examples per forward.
-    max_tokens
-        Longest example (1024, or the model's context); a longer one is refused by its row number.
-    truncate
-        Cut longer examples instead.
     seed
         Of the sketches.
-    plan
-        Print time, memory and disk, and stop.
     resume
         Go on with the unfinished scan at --out.
-    force
-        Replace an existing run at --out.
-    lang
-        Language of the report: en or ru.
     """
-    from rich.console import Console
-
+    from intaglio.commands.summary import conclude, print_hardest
     from intaglio.model.subject import load_subject
-    from intaglio.store.run import RunWriter, check_free
+    from intaglio.store.run import RunWriter
 
-    console = Console(stderr=True)
     if batch_size < 1:
         raise InputError("--batch-size counts examples", got=batch_size, expected="1 or more")
     if seed < 0:
         raise InputError("the seed must not be negative", got=seed)
-    if not plan:
-        check_free(out, force=force, resume=resume)
+    console = ready.begin(out, plan=plan, force=force, resume=resume)
     loaded = load_subject(subject)
-    limit = ready.token_limit(loaded.context_tokens, max_tokens)
-    found = ready.read_data(data, loaded.tokenizer, max_tokens=limit, truncate=truncate)
-    probes = ready.read_probes(
-        ready.parse_probes(probe or []), loaded.tokenizer, max_tokens=limit, truncate=truncate
-    )
-    ready.show_data(found, loaded.tokenizer, console)
+    found, probes = ready.read_all(loaded, data, probe, console, max_tokens=max_tokens, truncate=truncate)
     model = loaded.model.requires_grad_(True).to(ready.device())
     if plan:
         from intaglio.commands.plan import print_scan_plan
@@ -100,7 +74,7 @@ def scan(
     writer.flush(0)
     scoring.align(writer)
     writer.finish()
-    _finish(out, console, lang)
+    conclude(out, print_hardest, console, lang=lang)
 
 
 def _scorer(model: Any, probes: dict[str, Any], seed: int) -> Any:
@@ -173,23 +147,3 @@ def _record_probes(model: Any, probes: dict[str, Any], writer: Any) -> None:
              "loss_nats": loss, "preview": probe.previews[i]}
             for i, loss in enumerate(state.item_losses_nats)
         ])  # fmt: skip
-
-
-def _finish(out: Path, console: Any, lang: str) -> None:
-    from rich.table import Table
-
-    from intaglio.commands.report import write_report
-    from intaglio.store.run import open_run
-
-    run = open_run(out)
-    rows = run.sql(
-        """select e.preview, s.loss_nats, s.push, s.alignment
-           from scans s join examples e using (example) order by s.push desc limit 10"""
-    ).fetchall()
-    table = Table(title="The ten rows that would push the model hardest", title_justify="left")
-    for name in ("text", "surprise, nats/token", "push", "agreement with the rest"):
-        table.add_column(name, justify="left" if name == "text" else "right")
-    for preview, loss, push, alignment in rows:
-        table.add_row(preview[:60], f"{loss:.2f}", f"{push:.3g}", "-" if alignment is None else f"{alignment:+.2f}")
-    console.print(table)
-    print(write_report(run, lang=lang)[1])
