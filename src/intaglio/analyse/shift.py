@@ -44,7 +44,7 @@ def analyse_run(run: Any, *, texts_for: int = 60, seed: int = 0) -> Findings:
         starved_examples=_starved_share(examples, seed=seed),
         probes=probe_findings(data), **_credited(data, credit),
         layer_series=where.layer_series(data), **where.part_totals(data), **where.head_series(data),
-        visit_part_totals=where.visit_part_totals(data),
+        **where.visit_part_totals(data),
         texts=texts.token_texts(data, texts.most_telling(cols, credit), at_most=texts_for),
         token_volatility=volatility.by_token(data), position_volatility=volatility.by_position(data),
         correlations=volatility.correlations(cols),
@@ -101,6 +101,7 @@ def _example(data: RunData, cols: dict[str, np.ndarray], credit: dict[str, np.nd
         verdict=judged.verdict, why=judged.why, evidence=judged.evidence, observations=int(cols["states"][i]),
         confident_conflict_share=number(clash / of) if of > 0 else None,
         relative_shift=value["relative_shift"], starved=bool(silent) if np.isfinite(silent) else None,
+        shift_half_u=value["shift_half"],
     )  # fmt: skip
 
 

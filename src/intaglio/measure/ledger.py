@@ -134,7 +134,10 @@ class Ledger:
             raise UnmeasurableError("nothing that the optimizer moves can be measured", expected="linear layers")
         device = next(self.model.parameters()).device
         self.probes = [as_probe(name, p, device) for name, p in (probes or {}).items()]
-        self.budget = Budget.parse(memory, self.layout, n_probes=len(self.probes), level=level)
+        groups = 2 + len({s.group for s in (sources or {}).values()}) if group_momentum else 0  # and decay, and earlier
+        self.budget = Budget.parse(
+            memory, self.layout, self.model, level=level, probes=self.probes, every=every, groups=groups
+        )
         self.collector = Collector(self.layout, seed=seed)
         self.snapshot, self.net = Snapshot(), NetDistance(self.layout)
         self.lora_weight2 = lora_weight2(self.layout)
@@ -283,9 +286,7 @@ class Ledger:
 
     def _plan_step(self) -> None:
         """What the coming step will be measured at."""
-        full = self.level != "norms" and self.step % self.every == 0 and not self.budget.only_norms
-        self.collector.keep = full
-        self.collector.spill = self.budget.spill
+        self.collector.keep = self.budget.due(self.step)
 
     def _begin_pass(self, caught: object) -> None:
         self._depth = 0  # a step that raised never ended
@@ -295,13 +296,24 @@ class Ledger:
             warnings.warn(f"intaglio: {text}; pass use_cache=False and no mask", RuntimeWarning, stacklevel=2)
         if self.collector.records and self.clip.dropped():
             self.collector.records.clear()  # the gradients were cleared without a step
-        if self.collector.keep and not self.budget.admit(caught.ids_BT.numel(), len(self.collector.records)):
+        if self.collector.keep:
+            self._admit(caught.ids_BT.numel())
+        self.collector.begin(caught)
+
+    def _admit(self, n_tokens: int) -> None:
+        """Keep the factors of a pass if they fit the budget; what is given up for that is said."""
+        said = self.budget.reason
+        if not self.budget.admit(n_tokens, len(self.collector.records)):
             self.collector.keep = False
             for record in self.collector.records.values():
                 record.factors.clear()
+            if self.budget.only_norms and not self.layout.lora:
+                self.snapshot = Snapshot()
+        elif self.budget.spill and not self.collector.spill:
+            self.collector.spill_all()
+        if self.budget.reason != said:
             print(f"intaglio: {self.budget.reason}")
             self.writer.write_manifest(memory=self.budget.as_dict())
-        self.collector.begin(caught)
 
     def _step_begins(self, optimizer: object, args: tuple, kwargs: dict) -> tuple | None:
         """Before the optimizer moves anything; under step(closure) that is when the closure returns.
@@ -368,6 +380,7 @@ class Ledger:
                 rule_name=self.rule_name, scales=scales, foreign=foreign, lora_weight2=self.lora_weight2,
             )  # fmt: skip
             self.path_l2 += books.update_l2
+            self.budget.fitted()
         if any(r.coarse for r in records) and self.tolerance < COARSE:
             self.tolerance = COARSE
             self.writer.write_manifest(tolerance=COARSE, autocast=True)

@@ -7,6 +7,7 @@ no gradient accumulated, the tap switched off.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intaglio.errors import DataError
+from intaglio.example import example_id
 
 KL_POSITIONS = 512  # predictions kept from the start, per probe
 DRIFT_TOKENS = 512  # tokens whose hidden states are kept from the start, per probe
@@ -47,6 +49,23 @@ class Probe:
     @property
     def targets(self) -> int:
         return sum(int((_targets(b) >= 0).sum()) for b in self.batches)
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits over every item's unpadded token ids and label mask, in order; batching does not matter."""
+        digest = hashlib.blake2b(digest_size=16)
+        for batch in self.batches:
+            kept = _kept(batch).tolist()
+            labels = batch.get("labels")
+            trained = kept if labels is None else (labels >= 0).tolist()
+            for ids, keep, mask in zip(batch["input_ids"].tolist(), kept, trained):
+                where = [t for t, k in enumerate(keep) if k]
+                digest.update(example_id([ids[t] for t in where], [bool(mask[t]) for t in where]).encode())
+        return digest.hexdigest()
+
+    def as_dict(self) -> dict[str, object]:
+        """What the manifest says of it, and what a resumed run is held against."""
+        return {"role": self.role, "items": self.items, "targets": self.targets, "fingerprint": self.fingerprint}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +109,12 @@ def _targets(batch: Mapping[str, Tensor]) -> Tensor:
     target = torch.full_like(ids, -100)
     target[:, :-1] = labels[:, 1:]
     return target
+
+
+def _kept(batch: Mapping[str, Tensor]) -> Tensor:
+    """(B, T) which positions are text and not padding."""
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
 
 
 @contextlib.contextmanager
@@ -208,9 +233,7 @@ def probe_gradient(model: nn.Module, probe: Probe, params: list[nn.Parameter]) -
 
 
 def _kept_hidden(hidden_states: Sequence[Tensor], batch: Mapping[str, Tensor]) -> list[Tensor]:
-    ids = batch["input_ids"]
-    mask = batch.get("attention_mask")
-    keep = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    ids, keep = batch["input_ids"], _kept(batch)
     first = keep.int().argmax(1)
     keep = keep.clone()
     keep[torch.arange(len(ids), device=ids.device), first] = False  # the first token is left out

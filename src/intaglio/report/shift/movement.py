@@ -64,7 +64,8 @@ def spikes(view: View) -> list[dict[str, Any]]:
     """Each spike with its sizes, the replay's verdict and the examples that moved most in it."""
     return [
         {"step": view.n.whole(s.step), "grad_z": view.n(s.grad_z, 2), "update_z": view.n(s.update_z, 2),
-         "verdict": view.t(f"spike.{s.verdict}") if f"spike.{s.verdict}" in view.t else s.verdict,
+         "verdict": (view.t(f"spike.{s.verdict}") if f"spike.{s.verdict}" in view.t else s.verdict)
+         + ("" if s.replay_step is None else " " + view.t("spike.from", step=view.n.whole(s.replay_step))),
          "examples": [view.by_id[e] for e in s.examples if e in view.by_id][:3]}
         for s in view.findings.spikes
     ]  # fmt: skip
