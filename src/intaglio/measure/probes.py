@@ -53,15 +53,17 @@ class Probe:
     @property
     def fingerprint(self) -> str:
         """32 hex digits over every item's unpadded token ids and label mask, in order; batching does not matter."""
-        digest = hashlib.blake2b(digest_size=16)
+        found = []
         for batch in self.batches:
             kept = _kept(batch).tolist()
             labels = batch.get("labels")
             trained = kept if labels is None else (labels >= 0).tolist()
             for ids, keep, mask in zip(batch["input_ids"].tolist(), kept, trained):
                 where = [t for t, k in enumerate(keep) if k]
-                digest.update(example_id([ids[t] for t in where], [bool(mask[t]) for t in where]).encode())
-        return digest.hexdigest()
+                found.append(example_id([ids[t] for t in where], [bool(mask[t]) for t in where]))
+        if self.order:
+            found = [example for _, example in sorted(zip(self.order, found))]
+        return hashlib.blake2b("".join(found).encode(), digest_size=16).hexdigest()
 
     def as_dict(self) -> dict[str, object]:
         """What the manifest says of it, and what a resumed run is held against."""
