@@ -12,8 +12,8 @@ from markupsafe import Markup, escape
 
 GROUP_COLOURS, HEAT_LEVELS = 8, 8
 COLOURS = (
-    "ink", "soft", "faint", "rule", "paper", "accent", "against",
-    *(f"g{i}" for i in range(GROUP_COLOURS)), *(f"h{i}" for i in range(HEAT_LEVELS)),
+    "ink", "soft", "faint", "rule", "paper", "accent", "against", "ra", "rb",
+    *(f"{side}{i}" for side in "ab" for i in range(1, 6)), *(f"g{i}" for i in range(GROUP_COLOURS)), *(f"h{i}" for i in range(HEAT_LEVELS)),
 )  # fmt: skip
 # Altair accepts real colours only, so each CSS variable has a stand-in that is swapped for a class afterwards.
 _STANDIN = {name: f"#fe00{i:02x}" for i, name in enumerate(COLOURS)}
@@ -145,6 +145,19 @@ def heat(field: str) -> alt.Color:
     """The sequential colours, for a field that holds a level 0..HEAT_LEVELS-1."""
     levels = list(range(HEAT_LEVELS))
     return alt.Color(f"{field}:O", scale=alt.Scale(domain=levels, range=[colour(f"h{i}") for i in levels]))
+
+
+def signed_heat(field: str) -> alt.Color:
+    """The colours of a difference, for a field that holds a level -5 (more in A) to 5 (more in B)."""
+    inks = [*(f"a{i}" for i in range(5, 0, -1)), "h0", *(f"b{i}" for i in range(1, 6))]
+    scale = alt.Scale(domain=list(range(-5, 6)), range=[colour(ink) for ink in inks])
+    return alt.Color(f"{field}:O", scale=scale)
+
+
+def signed_levels(values: list[float]) -> tuple[list[int], float]:
+    """Differences as levels -5..5, linear up to the 98th percentile of their sizes; and that top."""
+    top = levels([abs(v) for v in values])[1]
+    return [max(-5, min(5, round(5 * v / top))) for v in values], top
 
 
 def levels(values: list[float]) -> tuple[list[int], float]:

@@ -16,7 +16,7 @@ def answer(view: View) -> dict[str, Any]:
     return {
         "sentences": [("which", which(view)), ("where", where(view)), ("why", understood(view))],
         "bars": group_bars(view),
-        "facts": _facts(view),
+        "facts": facts(view),
         "going": not view.findings.complete,
     }
 
@@ -163,7 +163,7 @@ def group_bars(view: View) -> list[dict[str, Any]]:
     ]
 
 
-def _facts(view: View) -> list[dict[str, Any]]:
+def facts(view: View) -> list[dict[str, Any]]:
     """The strip of figures: name, number, what it means."""
     f, whole = view.findings, view.whole
     loss = f"{view.n(whole.first_loss_nats)} → {view.n(whole.last_loss_nats)}" if whole else view.n.missing

@@ -12,14 +12,16 @@ from intaglio.report.view import View
 def places(view: View) -> dict[str, Any]:
     by_layer = charts.groups_by_layers(view) if view.groups else None
     return {
-        "layers": _with_scale(view, charts.layers_by_steps(view)),
-        "heads": _with_scale(view, charts.heads(view)),
-        "groups": _with_scale(view, by_layer, percent=True),
+        "layers": with_scale(view, charts.layers_by_steps(view)),
+        "heads": with_scale(view, charts.heads(view)),
+        "heads_by_steps": with_scale(view, charts.heads_by_steps(view)),
+        "groups": with_scale(view, by_layer, percent=True),
         "relative": _relative(view),
     }
 
 
-def _with_scale(view: View, drawn: Any, *, percent: bool = False) -> dict[str, Any] | None:
+def with_scale(view: View, drawn: Any, *, percent: bool = False) -> dict[str, Any] | None:
+    """A chart with the ends of its colour scale."""
     if drawn is None:
         return None
     chart, top = drawn

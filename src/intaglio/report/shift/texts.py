@@ -109,7 +109,7 @@ def card(view: View, e: ExampleFinding) -> dict[str, Any]:
         "numbers": [(view.t(k), v) for k, v in numbers] + credits,
         "tokens": tokens(view, text) if text else [],
         "step": view.n.whole(text.step) if text else "",
-        "darkest": view.u(_top(text)) if text else "",
+        "darkest": view.u(strongest(text)) if text else "",
     }
 
 
@@ -127,13 +127,19 @@ def _evidence(view: View, name: str, value: float | None) -> str:
     return view.n.signed(value, 2) if name in ("fall_nats", "target_fall_nats") else view.n(value, 2)
 
 
-def _top(text: TokenText) -> float:
+def strongest(text: TokenText) -> float:
     return max((abs(s) for s in text.shift_u if s is not None), default=0.0)
 
 
-def tokens(view: View, text: TokenText) -> list[dict[str, Any]]:
-    """Pieces with a signed shade -5..5, a surprise shade 0..4, and what they say on hover."""
-    top, found = _top(text) or 1.0, []
+def tokens(view: View, text: TokenText, top: float | None = None) -> list[dict[str, Any]]:
+    """Pieces with a signed shade -5..5, a surprise shade 0..4, and what they say on hover.
+
+    Args:
+        view: the run.
+        text: the example at one visit.
+        top: the shift with the strongest colour, in u; the largest of this text when None.
+    """
+    top, found = top or strongest(text) or 1.0, []
     for i, piece in enumerate(text.pieces):
         if not piece:
             continue  # the rest of a letter begun by the piece before
