@@ -141,7 +141,9 @@ def _listed(value: Any) -> Any:
 def _probes(f: Findings) -> str | None:
     """Names and sizes: the nearest a manifest comes to saying which texts they are."""
     probes = _mapping(f, "probes")
-    said = [f"{name} ({p['items']})" if isinstance(p, Mapping) and "items" in p else str(name) for name, p in probes.items()]
+    said = [
+        f"{name} ({p['items']})" if isinstance(p, Mapping) and "items" in p else str(name) for name, p in probes.items()
+    ]
     return ", ".join(sorted(said)) or ", ".join(sorted(p.probe for p in f.probes)) or None
 
 
@@ -186,7 +188,9 @@ def _share_gap(pairs: list[Pair]) -> Callable[[ExampleFinding, ExampleFinding], 
 
 def _credit_gap(a: Findings, b: Findings, role: str) -> Callable[[ExampleFinding, ExampleFinding], float | None] | None:
     """The difference of credits on the first probe of that role that both runs have and credited."""
-    named = [{p.probe for p in f.probes if p.role == role} & {p for e in f.examples for p in e.credits_nats} for f in (a, b)]
+    named = [
+        {p.probe for p in f.probes if p.role == role} & {p for e in f.examples for p in e.credits_nats} for f in (a, b)
+    ]
     shared = sorted(named[0] & named[1])
     return (lambda x, y: _gap(x.credits_nats.get(shared[0]), y.credits_nats.get(shared[0]))) if shared else None
 
@@ -224,8 +228,10 @@ def _probe(probe: Any) -> dict[str, Any]:
 def _correlations(pairs: list[tuple[ExampleFinding, ExampleFinding]]) -> dict[str, float]:
     found = {}
     for name in ("shift_abs_u", "shift_net_u", "level", "dispersion", "csl_nats"):
-        x, y = (np.array([getattr(e, name) for e in side], dtype=float) for side in ([p[0] for p in pairs],
-                                                                                   [p[1] for p in pairs]))
+        x, y = (
+            np.array([getattr(e, name) for e in side], dtype=float)
+            for side in ([p[0] for p in pairs], [p[1] for p in pairs])
+        )
         value = spearman(x, y)
         if value is not None:
             found[name] = value

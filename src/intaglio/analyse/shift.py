@@ -166,12 +166,18 @@ def _credited(data: RunData, credit: dict[str, np.ndarray]) -> dict[str, dict[st
 
 def probe_findings(data: RunData) -> list[ProbeFinding]:
     """Each probe over the steps: loss, KL from the start, books of its loss, and drift by layer at the end."""
-    probes = read(data.run, """
+    probes = read(
+        data.run,
+        """
         select step, probe, loss_nats, kl_nats, measured_change_nats, residual_nats from probes
-        order by probe, step""")
-    drift = read(data.run, """
+        order by probe, step""",
+    )
+    drift = read(
+        data.run,
+        """
         select probe, layer, relative_l2, cosine, cka from drift
-        qualify step = max(step) over (partition by probe) order by probe, layer""")
+        qualify step = max(step) over (partition by probe) order by probe, layer""",
+    )
     return [_probe(data, str(p), probes, drift) for p in sorted(set(probes["probe"]))]
 
 

@@ -17,6 +17,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
     "volatility": ("visits.push",),
     "volatility_moved": ("visits.push", "visits.shift"),
     "volatility_learnt": ("visits.push", "visits.loss_nats"),
+    "volatility_loss": ("visits.push", "visits.loss_nats"),
     "baseline": ("visits.loss_nats",),
     "groups": ("visits.shift", "visits.loss_nats", "visits.alignment"),
     "layers": ("parts.update_l2",),

@@ -67,8 +67,7 @@ class Texts:
         if value is None:
             return Markup.escape(self.numbers.missing)
         text = self.numbers(value, 2)
-        whole = text.replace(",", "").isdigit() and abs(value) < 1000 and float(value) >= 10
-        form = self.numbers.plural(round(value)) if whole else self.numbers.fraction_form
+        form = self.numbers.plural(int(text)) if text.isdigit() and int(text) > 1 else self.numbers.fraction_form
         return self(f"count.{noun}.{form}", n=text)
 
     def means(self, column: str) -> str:

@@ -28,6 +28,11 @@ class View:
         self.group_names = [g.group for g in self.groups] if group_names is None else group_names
 
     @property
+    def label(self) -> str:
+        """How a panel of two runs names this one."""
+        return f"{self.mark} · {self.findings.name[:40]}" if self.mark else self.findings.name
+
+    @property
     def ink(self) -> str:
         """The colour of the run's own lines: one of two where two runs are compared."""
         return {"A": "ra", "B": "rb"}.get(self.mark, "ink")

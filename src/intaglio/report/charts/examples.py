@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
@@ -21,6 +22,7 @@ MAPS: dict[str, tuple[Reading, str, Reading, str]] = {
     "volatility": (lambda e: e.level, "axis.level", lambda e: e.dispersion, "axis.dispersion"),
     "volatility_moved": (lambda e: e.level, "axis.level", lambda e: e.shift_abs_u, "axis.moved_u"),
     "volatility_learnt": (lambda e: e.level, "axis.level", lambda e: e.learnt_nats, "axis.learnt"),
+    "volatility_loss": (lambda e: e.level, "axis.level", lambda e: e.first_loss_nats, "axis.first_loss"),
 }
 _FEWEST = 3  # examples that make a map
 
@@ -30,7 +32,7 @@ def map_kind(*views: View) -> str:
     for kind, (x, _, y, _) in MAPS.items():
         if all(sum(x(e) is not None and y(e) is not None for e in v.findings.examples) >= _FEWEST for v in views):
             return kind
-    return "volatility_learnt"
+    return "volatility_loss"
 
 
 def example_map(kind: str, *views: View) -> Markup | None:
@@ -68,7 +70,15 @@ def _map_rows(view: View, x: Reading, y: Reading) -> list[dict[str, Any]]:
 def _shared_scale(values: list[float], shared: bool) -> alt.Scale:
     if not shared or min(values) == max(values):
         return alt.Scale(zero=False, nice=True)
+    if min(values) > 0 and max(values) > 300 * min(values):  # one run would lie flat on the axis
+        return alt.Scale(domain=[0.8 * min(values), 1.25 * max(values)], type="log", nice=False)
     return alt.Scale(domain=[min(values), max(values)], zero=False, nice=True)
+
+
+def _ticks(scale: alt.Scale) -> dict[str, Any]:
+    if scale.to_dict().get("type") != "log":
+        return {"tickCount": 6}
+    return {"values": _decades(*scale.to_dict()["domain"])}
 
 
 def _map_panel(
@@ -77,12 +87,12 @@ def _map_panel(
     size = (58 if len(rows) < 300 else 30) // n
     dots = alt.Chart(data(rows)).mark_point(filled=True, size=max(size, 22), opacity=0.78).encode(
         x=alt.X("x:Q", axis=axis(titles[0], view.lang, tickCount=8 // n), scale=scales[0]),
-        y=alt.Y("y:Q", axis=axis(titles[1], view.lang, tickCount=6), scale=scales[1]),
+        y=alt.Y("y:Q", axis=axis(titles[1], view.lang, **_ticks(scales[1])), scale=scales[1]),
         description="tip:N", href="href:N", **group_scales(view.group_names or [""]))  # fmt: skip
     chart = (_median_rule(rows, "x") + _median_rule(rows, "y") + dots).properties(
         width=(WIDTH - 60 - 30 * n) / n, height=400 if n == 1 else 330
     )
-    return chart.properties(title=view.mark) if view.mark else chart
+    return chart.properties(title=view.label) if view.mark else chart
 
 
 def _median_rule(rows: list[dict], field: str) -> alt.Chart:
@@ -142,9 +152,7 @@ def _panel(
     return (zero + bars + dots).properties(width=max(width, 150), height=30 * len(names))
 
 
-def _interval_rows(
-    view: View, title: str, read: Callable[[GroupFinding], Interval | None]
-) -> list[dict[str, Any]]:
+def _interval_rows(view: View, title: str, read: Callable[[GroupFinding], Interval | None]) -> list[dict[str, Any]]:
     rows, run = [], f"{view.mark} · " if view.mark else ""
     for group in view.groups:
         found = read(group)
@@ -172,25 +180,25 @@ Pair = tuple[ExampleFinding, ExampleFinding]
 
 def same_examples(a: View, b: View, pairs: Sequence[Pair]) -> Markup | None:
     """Every shared example by its movement in A and in B, and by its last loss; on the diagonal both runs agree."""
-    panels = [_pair_panel(a, b, pairs, lambda e: e.shift_abs_u, "axis.moved_u", log=True),
-              _pair_panel(a, b, pairs, lambda e: e.last_loss_nats, "axis.last_loss", log=False)]  # fmt: skip
+    panels = [_pair_panel(a, b, pairs, lambda e: e.shift_abs_u, "axis.moved_u"),
+              _pair_panel(a, b, pairs, lambda e: e.last_loss_nats, "axis.last_loss")]  # fmt: skip
     drawn = [p for p in panels if p is not None]
     if not drawn:
         return None
     return svg(alt.hconcat(*drawn, spacing=40), name="same", label=str(a.t("compare.figure.same")), lang=a.lang)
 
 
-def _pair_panel(a: View, b: View, pairs: Sequence[Pair], read: Reading, title: str, *, log: bool):
-    known = [(x, y) for x, y in pairs if read(x) is not None and read(y) is not None]
-    kept = [(x, y) for x, y in known if not log or min(read(x) or 0, read(y) or 0) > 0]
+def _pair_panel(a: View, b: View, pairs: Sequence[Pair], read: Reading, title: str):
+    """On logarithmic axes: both measures are positive and spread over decades; an exact 0 has no place there."""
+    kept = [(x, y) for x, y in pairs if (read(x) or 0) > 0 and (read(y) or 0) > 0]
     if len(kept) < _FEWEST:
         return None
     rows = [{"x": read(x), "y": read(y), "group": x.group or "", "tip": pair_tip(a, x, y), "href": f"#e-{x.example}"}
             for x, y in kept]  # fmt: skip
     ends = [v for row in rows for v in (row["x"], row["y"])]
-    low, high = (min(ends) * 0.85, max(ends) * 1.15) if log else (min(0, *ends), max(ends) * 1.04)
-    scale = alt.Scale(type="log" if log else "linear", domain=[low, high], nice=False)
-    axes = [axis(f"{v.mark}: {a.t(title)}", a.lang, tickCount=5, labelOverlap="greedy") for v in (a, b)]
+    low, high = min(ends) * 0.85, max(ends) * 1.15
+    scale = alt.Scale(type="log", domain=[low, high], nice=False)
+    axes = [axis(f"{v.mark}: {a.t(title)}", a.lang, labelOverlap="greedy", values=_decades(low, high)) for v in (a, b)]
     dots = alt.Chart(data(rows)).mark_point(filled=True, size=44 if len(rows) < 300 else 24, opacity=0.78).encode(
         x=alt.X("x:Q", axis=axes[0], scale=scale), y=alt.Y("y:Q", axis=axes[1], scale=scale), description="tip:N",
         href="href:N", **group_scales(a.group_names or [""]))  # fmt: skip
@@ -198,6 +206,14 @@ def _pair_panel(a: View, b: View, pairs: Sequence[Pair], read: Reading, title: s
         color=colour("soft"), strokeDash=[3, 3], strokeWidth=1).encode(x="x:Q", y="y:Q")  # fmt: skip
     side = (WIDTH - 170) / 2
     return (even + dots).properties(width=side, height=side)
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Ticks of a logarithmic axis: powers of ten, with 2 and 5 between where there is room."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    wide = len(powers) > 4
+    found = [m * 10.0**p for p in powers for m in ((1,) if wide else (1, 2, 5))]
+    return [v for v in found if low <= v <= high]
 
 
 def pair_tip(view: View, x: ExampleFinding, y: ExampleFinding) -> str:

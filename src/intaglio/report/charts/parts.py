@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -26,15 +27,33 @@ _LAYER = re.compile(r"L(\d+)\.(attn|mlp)$")
 _HEAD = re.compile(r"L(\d+)\.attn\.H(\d+)$")
 _PLAIN = dict(grid=False, ticks=False, domain=False, labelAngle=0, labelOverlap=True)
 _HEADS_SHOWN = 14
-Drawn = tuple[Markup, float]
+Ends = tuple[float, float]
+Drawn = tuple[Markup, Ends]
 
 
-def _level(rows: list[dict[str, Any]]) -> float:
-    """Give every row the heat level of its value, all on one scale; returns the scale's top."""
-    found, top = levels([row["value"] for row in rows])
-    for row, level in zip(rows, found):
+def _level(drawn: list[tuple[View, list[dict[str, Any]]]]) -> Ends:
+    """Give every row the heat level of its value, all on one scale; returns the scale's ends.
+
+    In u for one run. Two runs may differ in length by any factor, so there each value is taken against the
+    mean of its own run, and the colours say where and when a run moved more than it did on average.
+    """
+    for view, rows in drawn:
+        middle = mean([row["value"] for row in rows]) or 1.0
+        for row in rows:
+            row["seen"] = row["value"] / middle if view.mark else row["value"]
+    every = [row for _, rows in drawn for row in rows]
+    found, ends = levels([row["seen"] for row in every])
+    for row, level in zip(every, found):
         row["level"] = level
-    return top
+    return ends
+
+
+def _titled(view: View, rows: list[dict[str, Any]], what: str = "") -> str:
+    """A panel's title; of two runs also what their mean, the 1 of the colour scale, is in u."""
+    if not view.mark:
+        return what
+    middle = view.t("compare.mean", u=view.u(mean([row["value"] for row in rows])))
+    return f"{view.mark} · {what + ' · ' if what else ''}{middle}"
 
 
 def layers_by_steps(*views: View) -> Drawn | None:
@@ -44,11 +63,10 @@ def layers_by_steps(*views: View) -> Drawn | None:
     drawn = [(v, rows) for v, rows in found if rows]
     if not drawn:
         return None
-    top, n_layers = _level([row for _, rows in drawn for row in rows]), _count(drawn, "layer")
-    lines = [
-        alt.hconcat(*[_layer_panel(v, [r for r in rows if r["part"] == part], part, n_layers)
-                      for part in ("attn", "mlp")], spacing=30) for v, rows in drawn
-    ]  # fmt: skip
+    parts = [(v, [r for r in rows if r["part"] == part]) for v, rows in drawn for part in ("attn", "mlp")]
+    top, n_layers = _level(parts if views[0].mark else drawn), _count(drawn, "layer")
+    panels = [_layer_panel(v, rows, ("attn", "mlp")[i % 2], n_layers) for i, (v, rows) in enumerate(parts)]
+    lines = [alt.hconcat(*panels[i : i + 2], spacing=30) for i in range(0, len(panels), 2)]
     chart = alt.vconcat(*lines, spacing=18) if len(lines) > 1 else lines[0]
     return svg(chart, name="layers", label=str(views[0].t("figure.layers")), lang=views[0].lang), top
 
@@ -87,7 +105,7 @@ def _layer_panel(view: View, rows: list[dict], part: str, n_layers: int) -> alt.
         axis=axis(str(view.t("axis.step")), view.lang, grid=False, tickCount=6, tickMinStep=1),
     )
     tall = 11 if not view.mark else 7
-    return alt.Chart(data(rows), title=f"{_mark(view)}{view.t(f'part.{part}')}").mark_rect(stroke=None).encode(
+    return alt.Chart(data(rows), title=_titled(view, rows, str(view.t(f"part.{part}")))).mark_rect(stroke=None).encode(
         x=x, x2="x1:Q", y=y, y2="next:Q", color=heat("level"), description="tip:N",
     ).properties(width=(WIDTH - 120) / 2, height=max(120, min(330, tall * n_layers)))  # fmt: skip
 
@@ -97,8 +115,8 @@ def heads(*views: View) -> Drawn | None:
     drawn = [(v, rows) for v in views if (rows := _head_rows(v))]
     if not drawn:
         return None
-    top, n_heads = _level([row for _, rows in drawn for row in rows]), _count(drawn, "head")
-    panels = [_head_panel(v, rows, heat("level"), v.mark, n_heads, len(views), labels=not i)
+    top, n_heads = _level(drawn), _count(drawn, "head")
+    panels = [_head_panel(v, rows, heat("level"), _titled(v, rows), n_heads, len(views), labels=not i)
               for i, (v, rows) in enumerate(drawn)]  # fmt: skip
     chart = alt.hconcat(*panels, spacing=24) if len(panels) > 1 else panels[0]
     return svg(chart, name="heads", label=str(views[0].t("figure.heads")), lang=views[0].lang), top
@@ -136,15 +154,15 @@ def _head_panel(
     return chart.properties(title=title) if title else chart
 
 
-def head_differences(a: View, b: View) -> Drawn | None:
-    """Each head's share of all heads' movement, in B less in A; and the colour scale's top."""
+def head_differences(a: View, b: View) -> tuple[Markup, float] | None:
+    """By how much each head's share of all heads' movement is larger in B than in A, as log(B / A); and the top."""
     shares = head_shares(a), head_shares(b)
     if not shares[0] or shares[0].keys() != shares[1].keys():
         return None
-    known = {p: (x, y) for p, x in shares[0].items() if x is not None and (y := shares[1][p]) is not None}
+    known = {p: (x, y) for p, x in shares[0].items() if x and (y := shares[1][p])}
     rows = [
-        {"layer": layer, "head": head, "value": y - x,
-         "tip": f"L{layer}.attn.H{head}\nA {a.n.percent(x)} · B {a.n.percent(y)}"}
+        {"layer": layer, "head": head, "value": math.log(y / x),
+         "tip": f"L{layer}.attn.H{head}\nA {a.n.percent(x)} · B {a.n.percent(y)} ({a.n.signed_percent(y / x - 1)})"}
         for (layer, head), (x, y) in known.items()
     ]  # fmt: skip
     if not rows:
@@ -162,7 +180,7 @@ def heads_by_steps(*views: View) -> Drawn | None:
     drawn = [(v, rows) for v in views if (rows := _head_series_rows(v, chosen))]
     if not drawn:
         return None
-    top = _level([row for _, rows in drawn for row in rows])
+    top = _level(drawn)
     names = [f"L{layer}.H{head}" for layer, head in chosen]
     panels = [_head_series_panel(v, rows, names, len(views), labels=not i) for i, (v, rows) in enumerate(drawn)]
     chart = alt.hconcat(*panels, spacing=24) if len(panels) > 1 else panels[0]
@@ -199,7 +217,7 @@ def _head_series_panel(view: View, rows: list[dict], names: list[str], n: int, *
         y=alt.Y("name:N", sort=names, scale=alt.Scale(domain=names), axis=alt.Axis(title=None, labels=labels, **_PLAIN)),
         color=heat("level"), description="tip:N",
     ).properties(width=(WIDTH - 70 - 30 * n) / n, height=18 * len(names))  # fmt: skip
-    return chart.properties(title=view.mark) if view.mark else chart
+    return chart.properties(title=_titled(view, rows)) if view.mark else chart
 
 
 def groups_by_layers(*views: View) -> Drawn | None:
@@ -207,7 +225,9 @@ def groups_by_layers(*views: View) -> Drawn | None:
     rows = [row for v in views for row in _group_layer_rows(v)]
     if not rows:
         return None
-    top, view = _level(rows), views[0]
+    (found, top), view = levels([row["value"] for row in rows]), views[0]
+    for row, level in zip(rows, found):
+        row["level"] = level
     names = [f"{group}{' · ' + v.mark if v.mark else ''}" for group in view.group_names for v in views]
     present = {row["line"] for row in rows}
     names = [name for name in names if name in present]

@@ -43,7 +43,9 @@ def _beside(view: View, panels: list[alt.LayerChart | None], name: str) -> Marku
 
 def _lines(views: tuple[View, ...], along: Along, read: Line, x_title: str, y_title: str) -> alt.LayerChart | None:
     """A line per probe (and run): dashes by the probe's role, colour by role or, of two runs, by run."""
-    lines = [(v, p, rows) for v in views for p in v.findings.probes if (rows := _points(v, p, along, read, x_title, y_title))]
+    lines = [
+        (v, p, rows) for v in views for p in v.findings.probes if (rows := _points(v, p, along, read, x_title, y_title))
+    ]
     if not lines:
         return None
     t, lang = views[0].t, views[0].lang
@@ -51,7 +53,9 @@ def _lines(views: tuple[View, ...], along: Along, read: Line, x_title: str, y_ti
     names = [own[0]["line"] for _, _, own in lines]
     inks = [colour(v.ink if v.mark else _INK.get(p.role, "soft")) for v, p, _ in lines]
     ink = alt.Color("line:N", scale=alt.Scale(domain=names, range=inks))
-    dash = alt.StrokeDash("line:N", scale=alt.Scale(domain=names, range=[_DASH.get(p.role, [2, 2]) for _, p, _ in lines]))
+    dash = alt.StrokeDash(
+        "line:N", scale=alt.Scale(domain=names, range=[_DASH.get(p.role, [2, 2]) for _, p, _ in lines])
+    )
     base = alt.Chart(data(rows)).encode(
         x=alt.X("x:Q", axis=axis(str(t(x_title)), lang, grid=False, tickCount=6, tickMinStep=1),
                 scale=alt.Scale(nice=False)),

@@ -46,10 +46,10 @@ def _books_panel(view: View, rows: list[dict[str, Any]], scale: alt.Scale, n: in
         x=alt.X("x0:Q", axis=_step_axis(view, 10 // n), scale=alt.Scale(nice=False)), x2="x1:Q",
         y=alt.Y("low:Q", axis=_percent_axis(view, labels), scale=scale), y2="high:Q",
         color=alt.Color("account:N", scale=alt.Scale(domain=list(ACCOUNTS), range=[colour(c) for c, _ in shades])),
-        opacity=alt.Opacity("account:N", scale=alt.Scale(domain=list(ACCOUNTS), range=[o for _, o in shades])),
+        opacity=alt.Opacity("shade:Q", scale=None),
         description="tip:N",
     ).properties(width=(WIDTH - 60 - 30 * n) / n, height=150)  # fmt: skip
-    return chart.properties(title=view.mark) if view.mark else chart
+    return chart.properties(title=view.label) if view.mark else chart
 
 
 def _percent_axis(view: View, labels: bool) -> alt.Axis:
@@ -84,6 +84,7 @@ def _stack(view: View, run: range):
             "low": low,
             "high": low + share,
             "account": account,
+            "shade": _SHADES.get(account, ("against", 0.4))[1],
             "tip": tip,
         }
 

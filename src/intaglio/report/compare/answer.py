@@ -15,7 +15,7 @@ from intaglio.report.view import View
 def answer(two: Two) -> dict[str, Any]:
     """The three sentences, the verdicts of both runs and the figures beside them."""
     return {
-        "sentences": [("which", moved(two)), ("where_learnt", learnt(two)), ("why", understood(two))],
+        "sentences": [("moved", moved(two)), ("learnt", learnt(two)), ("why", understood(two))],
         "verdicts": [_stack(v) for v in two.views],
         "facts": _facts(two),
     }
@@ -57,16 +57,24 @@ def _rates(two: Two, high: int = 0) -> Markup:
 def learnt(two: Two) -> Markup:
     """What was learnt of the training texts, and for how much movement."""
     n, t = two.n, two.t
+    known = two.each(lambda v: v.whole.learnt_nats.value if v.whole else None)
+    if None in known:
+        return t("compare.learnt_unknown", run=two.run(known.index(None))) + _ends(two)
     falls = two.each(lambda v: v.strong(n(v.whole.learnt_nats.value if v.whole else None)))
     rates = two.each(lambda v: n(v.whole.nats_per_ku if v.whole else None))
     said = t("compare.learnt", a=two.run(0), b=two.run(1), learnt_a=falls[0], learnt_b=falls[1])
     if all(v.whole and v.whole.nats_per_ku is not None for v in two.views):
         said += " " + t("compare.learnt_rate", a=two.run(0), b=two.run(1), rate_a=rates[0], rate_b=rates[1])
-    ends = [_mean_last(two, side) for side in (0, 1)]
+    return said + _ends(two)
+
+
+def _ends(two: Two) -> Markup:
+    """The loss of the shared examples at their last visit."""
+    ends, n, t = [_mean_last(two, side) for side in (0, 1)], two.n, two.t
     if None in ends:
-        return said
+        return Markup("")
     strong = two.views[0].strong
-    return said + " " + t("compare.learnt_shared", shared=t.count("examples", len(two.pairs)), a=two.run(0),
+    return " " + t("compare.learnt_shared", shared=t.count("examples", len(two.pairs)), a=two.run(0),
                           b=two.run(1), end_a=strong(n(ends[0])), end_b=strong(n(ends[1])))  # fmt: skip
 
 

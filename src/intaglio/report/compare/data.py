@@ -47,7 +47,9 @@ def _matrix(two: Two) -> dict[str, Any] | None:
         return None
     count = lambda x, y: sum(a.verdict == x and b.verdict == y for a, b in two.pairs)  # noqa: E731
     name = lambda v: (two.t(f"verdict_name.{v}"), v.replace(" ", "-"))  # noqa: E731
-    rows = [{"name": name(x), "cells": [{"count": count(x, y), "same": x == y} for y in present[1]]} for x in present[0]]
+    rows = [
+        {"name": name(x), "cells": [{"count": count(x, y), "same": x == y} for y in present[1]]} for x in present[0]
+    ]
     same = sum(a.verdict == b.verdict for a, b in two.pairs)
     return {"columns": [name(v) for v in present[1]], "rows": rows,
             "said": two.t("compare.matrix", same=two.views[0].strong(two.n.whole(same)),
@@ -92,8 +94,7 @@ def _group_side(view: View, g: GroupFinding) -> dict[str, Any]:
     return {
         "examples": n.whole(g.examples), "per_1000": n(g.shift_abs_u_per_1000_tokens.value),
         "span": view.span(g.shift_abs_u_per_1000_tokens), "rate": n(g.nats_per_ku),
-        "loss": f"{n(g.first_loss_nats)} → {n(g.last_loss_nats)}", "verdict": view.t(f"verdict_name.{g.verdict}"),
-        "code": g.verdict.replace(" ", "-"), "stack": verdict_stack(view, g)["parts"],
+        "loss": f"{n(g.first_loss_nats)} → {n(g.last_loss_nats)}", "stack": verdict_stack(view, g)["parts"],
     }  # fmt: skip
 
 

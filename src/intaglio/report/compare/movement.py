@@ -10,7 +10,6 @@ from intaglio.report.charts import steps as charts
 from intaglio.report.compare.two import Two
 from intaglio.report.shift import movement as single
 
-
 _IN_U = ("moved", "per_1000", "rate", "path", "net")  # u is each model's own
 
 

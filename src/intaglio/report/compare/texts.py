@@ -6,7 +6,7 @@ from typing import Any
 
 from intaglio.findings import ExampleFinding
 from intaglio.report.compare.two import Two
-from intaglio.report.shift.texts import strongest, tokens, why
+from intaglio.report.shift.texts import left_out, strongest, tokens, why
 from intaglio.report.view import View
 
 OPEN = 2  # of each list; the rest unfold
@@ -14,11 +14,14 @@ LISTS = ("moved", "taught", "forgot", "verdict")
 
 
 def texts(two: Two) -> dict[str, Any]:
-    """Lists of cards; each example stands in the first list that names it, with both its texts."""
-    different = two.comparison["different"]
+    """Lists of cards; an example's texts stand once, in the first list that names it."""
+    different, seen = two.comparison["different"], set()
     lists = [_list(two, name, different.get(name, [])) for name in LISTS] if two.pairs else [
         _strongest(two, side, different.get(f"strongest_{'ab'[side]}", [])) for side in (0, 1)]  # fmt: skip
-    return {"lists": lists, "open": OPEN, "shared": bool(two.pairs), "scale": two.same_subject}
+    for card in (card for found in lists for card in found["cards"]):
+        card["again"] = card["id"] in seen
+        seen.add(card["id"])
+    return {"lists": lists, "open": OPEN, "shared": bool(two.pairs), "scale": two.same_length}
 
 
 def _list(two: Two, name: str, chosen: list[str]) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def _card(two: Two, name: str, a: ExampleFinding | None, b: ExampleFinding | Non
     assert e is not None
     sides = [(v, x) for v, x in zip(two.views, (a, b)) if x is not None]
     found = [v.findings.texts.get(x.example) for v, x in sides]
-    top = max((strongest(text) for text in found if text), default=0.0) if two.same_subject else None
+    top = max((strongest(text) for text in found if text), default=0.0) if two.same_length else None
     return {
         "id": e.example, "group": e.group, "colour": two.views[0].group_colour(e.group), "preview": e.preview,
         "keyname": two.t(f"compare.text.{name}_key"),
@@ -64,7 +67,8 @@ def _side(view: View, e: ExampleFinding, name: str, top: float | None) -> dict[s
     return {
         "mark": view.mark, "key": _key(view, e, name, share), "numbers": numbers, "why": why(view, e),
         "verdict": view.t(f"verdict_name.{e.verdict}"), "code": e.verdict.replace(" ", "-"),
-        "tokens": tokens(view, text, top) if text else [], "step": view.n.whole(text.step) if text else "",
+        "darkest": view.u(strongest(text)) if text and top is None else "",
+        "tokens": tokens(view, text, top) if text else [], "cut": left_out(view, text) if text else "", "step": view.n.whole(text.step) if text else "",
     }  # fmt: skip
 
 

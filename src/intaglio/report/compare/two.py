@@ -42,6 +42,12 @@ class Two:
         return bool(self.comparison["same_subject"])
 
     @property
+    def same_length(self) -> bool:
+        """Whether a step has by construction the same size in both, so that one colour scale serves both."""
+        chosen = [self.term(name) for name in ("optimizer", "lr", "schedule")]
+        return self.same_subject and all(term is None or term["same"] is not False for term in chosen)
+
+    @property
     def group_names(self) -> list[str]:
         return self.views[0].group_names
 
@@ -52,7 +58,7 @@ class Two:
     def run(self, side: int) -> Markup:
         """How a sentence names a run: its letter, in its colour, and its name."""
         mark = self.views[side].mark
-        return Markup('<b class="run-{}">{}</b>').format(mark.lower(), mark)
+        return Markup('<i class="run-{}">{}</i>').format(mark.lower(), mark)
 
     def each(self, read: Callable[[View], Any]) -> list[Any]:
         return [read(view) for view in self.views]

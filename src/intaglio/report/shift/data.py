@@ -38,7 +38,8 @@ def _correlations(view: View) -> dict[str, Any]:
 
 def _token(view: View, token: dict[str, Any]) -> dict[str, Any]:
     return {"text": show_piece(token.get("text", "")), "count": view.n.whole(int(token.get("count") or 0)),
-            "shift": view.u(token.get("shift_abs_u")), "surprise": view.n(token.get("surprise_nats"))}  # fmt: skip
+            "shift": view.u(token.get("shift_abs_u")),
+            "surprise": "—" if token.get("surprise_nats") is None else view.n(token["surprise_nats"])}  # fmt: skip
 
 
 def _positions(view: View) -> list[dict[str, Any]]:
@@ -99,7 +100,7 @@ def _group_row(view: View, g: GroupFinding) -> dict[str, Any]:
         "level": view.n(g.level.value),
         "dispersion": view.n(g.dispersion.value),
         "alignment": view.n.signed(g.alignment.value, 2),
-        "fall": " · ".join(f"{name}: {view.n.percent(fall)}" for name, fall in g.probe_fall.items()) or view.n.missing,
+        "fall": " · ".join(f"{p}: {view.n.signed_percent(-fall)}" for p, fall in g.probe_fall.items()) or "—",
     }
 
 
@@ -123,7 +124,8 @@ def _starved(view: View):
     if share.value is None:
         return view.t("groups.starved_unknown")
     parts = view.findings.starved_parts
-    text = view.t("groups.starved", share=view.strong(view.n.percent(share.value)), null=view.n.percent(share.null))
+    null = "" if share.null is None else " " + view.t("groups.starved_null", null=view.n.percent(share.null))
+    text = view.t("groups.starved", share=view.strong(view.n.percent(share.value)), null=null)
     return (
         text
         + " "

@@ -24,12 +24,13 @@ def with_scale(view: View, drawn: Any, *, percent: bool = False) -> dict[str, An
     """A chart with the ends of its colour scale."""
     if drawn is None:
         return None
-    chart, top = drawn
+    chart, (low, top) = drawn
+    show = view.n.percent if percent else view.u if not view.mark else lambda v: f"{view.n(v, 2)} ×"
     return {
         "chart": chart,
         "levels": range(HEAT_LEVELS),
-        "zero": "0",
-        "top": view.n.percent(top) if percent else view.u(top),
+        "zero": f"≤ {show(low)}" if low else "0",
+        "top": show(top),
     }
 
 
@@ -37,4 +38,4 @@ def _relative(view: View) -> list[dict[str, Any]]:
     """The parts that moved most against their own length."""
     ranked = sorted(view.findings.relative_update.items(), key=lambda item: -item[1])[:8]
     top = ranked[0][1] if ranked else 0
-    return [{"part": a, "share": view.n.percent(v), "width": round(100 * v / top, 1)} for a, v in ranked if top]
+    return [{"part": a, "share": view.n.fine_percent(v), "width": round(100 * v / top, 1)} for a, v in ranked if top]
