@@ -29,8 +29,8 @@ def compare(a: Findings, b: Findings) -> dict[str, Any]:
 
     Returns:
         `runs`: both names. `same_subject`. `terms`: what both were trained and measured on, see
-        `terms`. `different`: ids of the shared texts that differ most, see `different`. `numbers`: one entry per number of the whole run,
-        {name, a, b}. `groups`, `examples`: one entry per group or text that both have, with
+        `terms`. `different`: ids of the shared texts that differ most, see `different`. `numbers`: one
+        entry per number of the whole run, {name, a, b}. `groups`, `examples`: one entry per group or text that both have, with
         {a: {...}, b: {...}}. `only_a`, `only_b`: how many texts one run alone has.
         `correlations`: Spearman over the shared texts of each measure in a with itself in b.
     """
@@ -63,7 +63,7 @@ def compare(a: Findings, b: Findings) -> dict[str, Any]:
 _TERMS: dict[str, Callable[[Findings], Any]] = {
     "subject": lambda f: _name(f.manifest.get("subject")),
     "parameters": lambda f: f.manifest.get("parameters_total"),
-    "lora": lambda f: _recipe(f, "lora_rank"),
+    "lora": lambda f: _recipe(f, "lora_rank") or (False if f.manifest.get("lora") is False else None),
     "data": lambda f: _name(f.manifest.get("data")),
     "steps": lambda f: f.steps_total,
     "tokens": lambda f: next((g.target_tokens for g in f.groups if not g.group), None),

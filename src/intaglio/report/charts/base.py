@@ -13,7 +13,8 @@ from markupsafe import Markup, escape
 GROUP_COLOURS, HEAT_LEVELS = 8, 8
 COLOURS = (
     "ink", "soft", "faint", "rule", "paper", "accent", "against", "ra", "rb",
-    *(f"{side}{i}" for side in "ab" for i in range(1, 6)), *(f"g{i}" for i in range(GROUP_COLOURS)), *(f"h{i}" for i in range(HEAT_LEVELS)),
+    *(f"{side}{i}" for side in "ab" for i in range(1, 6)),
+    *(f"g{i}" for i in range(GROUP_COLOURS)), *(f"h{i}" for i in range(HEAT_LEVELS)),
 )  # fmt: skip
 # Altair accepts real colours only, so each CSS variable has a stand-in that is swapped for a class afterwards.
 _STANDIN = {name: f"#fe00{i:02x}" for i, name in enumerate(COLOURS)}

@@ -68,7 +68,8 @@ def _side(view: View, e: ExampleFinding, name: str, top: float | None) -> dict[s
         "mark": view.mark, "key": _key(view, e, name, share), "numbers": numbers, "why": why(view, e),
         "verdict": view.t(f"verdict_name.{e.verdict}"), "code": e.verdict.replace(" ", "-"),
         "darkest": view.u(strongest(text)) if text and top is None else "",
-        "tokens": tokens(view, text, top) if text else [], "cut": left_out(view, text) if text else "", "step": view.n.whole(text.step) if text else "",
+        "tokens": tokens(view, text, top) if text else [],
+        "cut": left_out(view, text) if text else "", "step": view.n.whole(text.step) if text else "",
     }  # fmt: skip
 
 
