@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from markupsafe import Markup
+
 from intaglio.report.charts import steps as charts
 from intaglio.report.view import View
 
@@ -12,14 +14,15 @@ def movement(view: View) -> dict[str, Any]:
     return {
         "chart": charts.movement(view),
         "agreement_chart": charts.agreement(view),
-        "path": _path(view),
+        "path": path(view),
         "agreement": _agreement(view),
         "unsettled": view.t("movement.unsettled", steps=view.t.count("steps", view.unsettled_steps)),
         "spikes": spikes(view),
     }
 
 
-def _path(view: View):
+def path(view: View) -> Markup:
+    """How far the weights walked and how far they came."""
     f = view.findings
     if f.path_u is None:
         return view.t("movement.path_unknown")
