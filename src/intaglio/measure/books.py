@@ -10,6 +10,7 @@ from torch import Tensor
 from intaglio.measure import writes
 from intaglio.measure.collect import Factor, Projections, Record
 from intaglio.measure.lora import LoraBooks, lora_gradients, lora_token_dots, settle_lora
+from intaglio.measure.ranks import Ranks
 from intaglio.measure.settle import ParamBooks, Snapshot, canonical, settle_parameter
 from intaglio.model.layout import Layout, Site, Weight
 
@@ -256,22 +257,26 @@ def lora_weight2(layout: Layout) -> dict[int, Tensor]:
 
 
 def gradient_match(
-    layout: Layout, records: list[Record], projections: Projections, scales: dict[int, float], snapshot: Snapshot | None
-) -> tuple[float, float]:
+    layout: Layout, records: list[Record], ours_S: Tensor, projections: Projections, scales: dict[int, float],
+    snapshot: Snapshot | None, ranks: Ranks,
+) -> tuple[float, float]:  # fmt: skip
     """Whether the caught writes add up to autograd's gradient, and that gradient's length.
 
-    Matrices are compared in their sketches; LoRA's small factors exactly.
+    Matrices are compared in their sketches; LoRA's small factors exactly, unless in several processes.
+
+    Args:
+        ours_S: the sum of all sketches.
 
     Returns:
         norm(sum h_i - G) / norm(G), and norm(G) before clipping.
     """
-    ours = sum((r.sketch_NS.double().sum(0) for r in records), torch.zeros((), dtype=torch.float64))
     difference2 = length2 = squared = 0.0
-    done = set()
+    done, adapters = set(), []
     for site in layout.sites:
         if site.kind == "lora":
-            found = _lora_match(site, records, scales, snapshot)
-            difference2, length2, squared = difference2 + found[0], length2 + found[1], squared + found[1]
+            missing, theirs2 = _lora_match(site, records, scales, snapshot, ranks.world)
+            adapters += missing
+            length2, squared = length2 + theirs2, squared + theirs2
             continue
         for weight in (site.weight, site.bias):
             if weight is None or id(weight.param) in done or weight.param.grad is None:
@@ -280,9 +285,10 @@ def gradient_match(
             scale = scales.get(id(weight.param), 1.0) or 1.0
             grad = weight.param.grad.detach().float()
             theirs = (_sketch_of(grad, weight, projections) / scale).double()
-            difference2 += float((ours[projections.columns(weight)] - theirs).square().sum())
+            difference2 += float((ours_S[projections.columns(weight)] - theirs).square().sum())
             length2 += float(theirs.square().sum())
             squared += float(grad.norm().double().square()) / scale**2
+    difference2 += ranks.squared_length(adapters)
     return (difference2 / length2) ** 0.5 if length2 else 0.0, squared**0.5
 
 
@@ -295,10 +301,13 @@ def _sketch_of(grad: Tensor, weight: Weight, projections: Projections) -> Tensor
     return (out.mT @ matrix @ within).flatten()
 
 
-def _lora_match(site: Site, records: list[Record], scales: dict[int, float], snapshot: Snapshot | None):
+def _lora_match(
+    site: Site, records: list[Record], scales: dict[int, float], snapshot: Snapshot | None, world: int
+) -> tuple[list[Tensor], float]:
+    """Per factor what its gradient lacks of this process's writes and share; and autograd's squared length."""
     kept = any(f.site is site for record in records for f in record.factors)
     if snapshot is None or not kept or site.weight.param.grad is None:
-        return 0.0, 0.0
+        return [], 0.0
     old_a, old_b = snapshot.theta[id(site.weight.param)].float(), snapshot.theta[id(site.lora_b.param)].float()
     sums = [torch.zeros_like(old_a), torch.zeros_like(old_b)]
     for record in records:
@@ -307,9 +316,9 @@ def _lora_match(site: Site, records: list[Record], scales: dict[int, float], sna
                 x = (f.a if f.dropped is None else f.dropped).float()
                 for total, grad in zip(sums, lora_gradients(site, x, f.b.float(), old_a, old_b)):
                     total += grad
-    difference2 = length2 = 0.0
+    length2 = 0.0
     for total, weight in zip(sums, (site.weight, site.lora_b)):
         theirs = weight.param.grad.detach().float() / (scales.get(id(weight.param), 1.0) or 1.0)
-        difference2 += float((total - theirs).double().square().sum())
+        total -= theirs / world
         length2 += float(theirs.double().square().sum())
-    return difference2, length2
+    return sums, length2

@@ -82,12 +82,15 @@ class Budget:
         if not self.on_cpu:
             self.spill = True  # the device holds only the copies from here on
             return True
-        self.only_norms = True
-        self.reason = (
+        self.give_up(
             f"factors of {self.tokens_held} tokens need up to {human(need)}, the budget is {human(self.limit)}: "
             "level norms from this step on"
         )
         return False
+
+    def give_up(self, reason: str) -> None:
+        """Measure at level norms from here on."""
+        self.only_norms, self.reason = True, reason
 
     def lines(self) -> list[str]:
         """What is predicted, printed before the first step."""

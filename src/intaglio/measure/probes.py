@@ -46,6 +46,11 @@ class Probe:
     def targets(self) -> int:
         return sum(int((_targets(b) >= 0).sum()) for b in self.batches)
 
+    @property
+    def fingerprint(self) -> int:
+        """The same for the same texts and targets, also in another process."""
+        return hash(tuple(tuple(t.flatten().tolist()) for b in self.batches for t in (b["input_ids"], _targets(b))))
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeState:

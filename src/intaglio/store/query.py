@@ -42,10 +42,10 @@ def _rows(run: Run, table: str) -> Any:
     """The table's files as one pyarrow dataset, of which a query reads only the columns it names."""
     from pyarrow import dataset
 
-    from intaglio.store.run import check_whole, schema_of
+    from intaglio.store.run import NAMED_ONCE, check_whole, schema_of
 
     files = run.files(table)
-    if not files:
+    if not files or table in NAMED_ONCE:
         return run.table(table)
     check_whole(files)
     return dataset.dataset([str(file) for file in files], schema=schema_of(table), format="parquet")
