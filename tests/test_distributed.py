@@ -120,7 +120,7 @@ def test_a_text_that_both_saw_is_one_example(pair, tmp_path):
     run = open_run(tmp_path / "run")
     examples = run.table("examples")["example"].to_pylist()
     assert len(examples) == len(set(examples)) == 3 * 4
-    assert run.sql("select count(*) from visits join examples using (example)").fetchone()[0] == 3 * 5
+    assert run.sql("select count(*) from visits join examples using (example)").fetchall()[0][0] == 3 * 5
     assert not list(run.folder.glob("*/part-*"))
 
 
@@ -143,7 +143,7 @@ def test_the_memory_budget_of_one_is_the_budget_of_all(pair, tmp_path):
     steps = plan(3, lengths=((4, 4), (30, 30)))
     for step in steps:
         step[1][0][0] = texts((30,), seed=5)[0]
-    pair(jobs.train, tmp_path, out=str(tmp_path / "run"), steps=steps, settings=ADAMW, memory="500KiB")
+    pair(jobs.train, tmp_path, out=str(tmp_path / "run"), steps=steps, settings=ADAMW, memory="200KiB")
     run = open_run(tmp_path / "run")
     assert run.complete and set(run.table("steps")["measured"].to_pylist()) == {"norms"}
     assert "process 1 passed its memory budget" in run.manifest["memory"]["degraded"]
@@ -168,7 +168,7 @@ def test_a_fault_in_one_process_stops_measuring_in_all_and_training_in_none(wher
     assert "process 1: StoreError: a fault of the instrument" in found[0]["said"][0]
     run = open_run(tmp_path / "run")
     assert run.complete and "process 1: StoreError" in run.manifest["fault"]
-    assert run.table("steps")["step"].to_pylist() == [0]
+    assert run.table("steps")["step"].to_pylist() == ([0, 1] if where == "last" else [0])
 
 
 def test_rows_that_one_process_cannot_write_at_the_end_leave_the_run_unfinished(pair, tmp_path):
@@ -185,7 +185,7 @@ def test_an_exception_of_the_users_in_one_process_leaves_nobody_waiting(pair, tm
     run = open_run(tmp_path / "run")
     assert not run.complete and run.table("visits").num_rows == 2 * 5
     assert run.table("examples").num_rows == 2 * 4  # a run that is not joined names each text once, too
-    assert run.sql("select count(*) from visits join examples using (example)").fetchone()[0] == 2 * 5
+    assert run.sql("select count(*) from visits join examples using (example)").fetchall()[0][0] == 2 * 5
 
 
 def test_batches_that_run_out_in_one_process(pair, tmp_path):

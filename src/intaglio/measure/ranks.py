@@ -66,6 +66,8 @@ class Ranks:
         )
         present = self._exchange("here", {}, seconds=PATIENCE)
         if None in present:
+            _begun[members] -= 1  # the next one is this number again, in all processes
+            self._store.delete_key(f"here/{self.rank}")
             raise UnmeasurableError(
                 "a ledger measures all processes or none",
                 got=f"none in process {present.index(None)} within {PATIENCE:.0f} s", expected="one in every process",
