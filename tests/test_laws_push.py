@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 
+from intaglio.measure import writes
 from study import train
 from tiny import BUILDERS, Micro, build, micro, micro_packed, texts
 from truth.gradients import example_gradient, length
@@ -205,3 +206,35 @@ def test_packed_rows_that_see_each_other_are_flagged(how, tmp_path):
     assert {v["push_kind"] for v in study.rows("visits")} == {"as_weighted" if mixed else "token_sum"}
     if not mixed:
         assert study.column("visits", "push") == pytest.approx(truth, rel=RTOL)
+
+
+@pytest.mark.parametrize("positions", (1, 5, 63, 64, 65, 128, 130, 132))
+@pytest.mark.parametrize(("side", "n_units"), (("", 1), ("in", 3), ("out", 3)))
+def test_norms_from_inner_products_equal_those_of_the_built_gradient(positions, side, n_units):
+    """Whatever share of the symmetric products is made at a length, the squared norm is the gradient's."""
+    torch.manual_seed(positions)
+    a = torch.randn(2, positions, 300, dtype=torch.float64)
+    b = torch.randn(2, positions, 360, dtype=torch.float64)
+    assert writes.ghost_is_cheaper(positions, 300, 360)
+    units, lengths = writes.squared_norms(a, b, side=side, n_units=n_units)
+    built = b.mT @ a
+    by_unit = {"": built[:, None], "in": built.view(2, 360, 3, 100).transpose(1, 2), "out": built.view(2, 3, 120, 300)}
+    torch.testing.assert_close(units, by_unit[side].flatten(2).square().sum(-1))
+    torch.testing.assert_close(lengths, a.square().sum(-1) * b.square().sum(-1))
+
+
+def test_statistics_of_logits_do_not_cancel_near_certainty():
+    """Surprise, entropy and weight against float64, with targets from hopeless to certain."""
+    torch.manual_seed(0)
+    logits = torch.randn(7, 50)
+    target = torch.arange(7)
+    logits[torch.arange(7), target] += torch.tensor([-20.0, 0, 5, 10, 15, 18, 25])
+    exact = logits.double()
+    p = exact.softmax(-1)
+    error = p - torch.nn.functional.one_hot(target, 50)
+    found = writes.logit_statistics(logits, (0.25 * error).float(), target, chunk=100)
+    reach = error.norm(dim=-1)
+    torch.testing.assert_close(found["omega"].double(), torch.full((7,), 0.25, dtype=torch.float64), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found["reach"].double(), reach, rtol=1e-4, atol=0)
+    torch.testing.assert_close(found["surprise"].double(), -p.log()[torch.arange(7), target], rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(found["entropy"].double(), -(p * p.log()).sum(-1), rtol=1e-4, atol=4e-6)

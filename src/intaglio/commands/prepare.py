@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from intaglio.measure.probes import Probe
 
 DEFAULT_MAX_TOKENS = 1024
-PROBE_BATCH = 8
+PROBE_TOKENS = 1024  # padded tokens in one batch of a probe
 
 
 @dataclass(frozen=True)
@@ -112,17 +112,23 @@ def parse_probes(specs: Sequence[str]) -> dict[str, str]:
 
 
 def make_probe(name: str, items: Sequence[Encoded], pad_id: int) -> Probe:
-    """A probe from encoded texts."""
+    """A probe from encoded texts, batched by length so that little is padding."""
     from intaglio.data.encode import collate
     from intaglio.measure.probes import Probe
 
     items = [item for item in items if item.targets]
     if not items:
         raise DataError(f"probe {name!r} is empty", expected="at least one text with a target token")
-    batches = [collate(items[i : i + PROBE_BATCH], pad_id) for i in range(0, len(items), PROBE_BATCH)]
+    order = sorted(range(len(items)), key=lambda i: len(items[i].input_ids))
+    batches: list[list[int]] = [[]]
+    for i in order:
+        if batches[-1] and (len(batches[-1]) + 1) * len(items[i].input_ids) > PROBE_TOKENS:
+            batches.append([])
+        batches[-1].append(i)
     return Probe(
-        name, batches, [i.fact for i in items], [i.group for i in items], [i.preview for i in items]
-    )
+        name, [collate([items[i] for i in batch], pad_id) for batch in batches],
+        [i.fact for i in items], [i.group for i in items], [i.preview for i in items], order,
+    )  # fmt: skip
 
 
 def read_probes(specs: Mapping[str, str], tokenizer: Any, *, max_tokens: int, truncate: bool) -> dict[str, Probe]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from intaglio.measure import writes
 from intaglio.measure.collect import Factor, Projections, Record
-from intaglio.measure.lora import LoraBooks, lora_gradients, lora_token_dots, settle_lora
+from intaglio.measure.lora import LoraBooks, lora_token_dots, settle_lora
 from intaglio.measure.ranks import Ranks
 from intaglio.measure.settle import ParamBooks, Snapshot, canonical, settle_parameter
 from intaglio.model.layout import Layout, Site, Weight
@@ -111,7 +111,7 @@ def settle(
     known = {id(w.param) for w in layout.weights} | {id(p) for p in layout.unmeasured.values()}
     lost = [p for group in optimizer.param_groups for p in group["params"] if id(p) in snapshot.moved - known]
     total.lost2 = sum(_plain_length2(p, snapshot) for p in lost)
-    shifts = project(layout, records, directions, snapshot)
+    shifts = project(layout, records, directions)
     return total.books(shifts, books)
 
 
@@ -170,7 +170,7 @@ class _Totals:
 
 
 def project(
-    layout: Layout, records: list[Record], directions: Directions, snapshot: Snapshot, *, by_part: bool = True
+    layout: Layout, records: list[Record], directions: Directions, *, by_part: bool = True
 ) -> list[tuple[Tensor, Tensor]]:
     """Inner products of every example's and token's writes with a direction in parameter space.
 
@@ -185,7 +185,7 @@ def project(
         parts = torch.zeros_like(record.push2_NA)
         tokens = torch.zeros(record.write2_BT.shape, dtype=torch.float64, device=record.write2_BT.device)
         for factor in record.factors:
-            for weight, units in _units_of(factor, directions, snapshot):
+            for weight, units in _units_of(factor, directions):
                 tokens[:, factor.offset : factor.offset + units.shape[1]] += units.sum(-1)
                 if by_part:
                     _book(record, weight, units, factor.offset, parts)
@@ -200,16 +200,13 @@ def _book(record: Record, weight: Weight, units_BTU: Tensor, offset: int, parts:
             weight.add_units(parts[block.slots], units_BTU[block.rows, start:stop].sum(1))
 
 
-def _units_of(factor: Factor, directions: Directions, snapshot: Snapshot):
+def _units_of(factor: Factor, directions: Directions):
     """(weight, (B, T, U) inner products) of every parameter that this factor writes."""
-    site, factor = factor.site, _on_device(factor, snapshot)
+    site, factor = factor.site, _on_device(factor)
     if site.kind == "lora":
         if site.index in directions.lora:
-            old_a, old_b = snapshot.theta[id(site.weight.param)], snapshot.theta[id(site.lora_b.param)]
             x = (factor.a if factor.dropped is None else factor.dropped).float()
-            yield site.weight, lora_token_dots(
-                site, x, factor.b.float(), old_a.float(), old_b.float(), *directions.lora[site.index]
-            )
+            yield site.weight, lora_token_dots(site, x, factor.b.float(), factor.lora, *directions.lora[site.index])
         return
     for weight in (site.weight, site.bias):
         if weight is None or id(weight.param) not in directions.plain:
@@ -229,7 +226,7 @@ def _units_of(factor: Factor, directions: Directions, snapshot: Snapshot):
         yield weight, units.mul_(scale)
 
 
-def _on_device(factor: Factor, snapshot: Snapshot) -> Factor:
+def _on_device(factor: Factor) -> Factor:
     """The factor beside the weights again, where it had gone to host memory."""
     device = factor.site.weights[0].param.device
     if factor.b.device == device:
@@ -257,15 +254,14 @@ def lora_weight2(layout: Layout) -> dict[int, Tensor]:
 
 
 def gradient_match(
-    layout: Layout, records: list[Record], ours_S: Tensor, projections: Projections, scales: dict[int, float],
-    snapshot: Snapshot | None, ranks: Ranks,
-) -> tuple[float, float]:  # fmt: skip
+    layout: Layout, records: list[Record], ours_S: Tensor, projections: Projections, scales: dict[int, float], ranks: Ranks
+) -> tuple[float, float]:
     """Whether the caught writes add up to autograd's gradient, and that gradient's length.
 
-    Matrices are compared in their sketches; LoRA's small factors exactly, unless in several processes.
+    Both are compared in their sketches: fixed random projections.
 
     Args:
-        ours_S: the sum of all sketches.
+        ours_S: the sum of all sketches, of all processes.
 
     Returns:
         norm(sum h_i - G) / norm(G), and norm(G) before clipping.
@@ -274,9 +270,9 @@ def gradient_match(
     done, adapters = set(), []
     for site in layout.sites:
         if site.kind == "lora":
-            missing, theirs2 = _lora_match(site, records, scales, snapshot, ranks.world)
+            missing, found = _lora_match(site, records, projections, scales, ranks.world)
             adapters += missing
-            length2, squared = length2 + theirs2, squared + theirs2
+            length2, squared = length2 + found[0], squared + found[1]
             continue
         for weight in (site.weight, site.bias):
             if weight is None or id(weight.param) in done or weight.param.grad is None:
@@ -288,7 +284,8 @@ def gradient_match(
             difference2 += float((ours_S[projections.columns(weight)] - theirs).square().sum())
             length2 += float(theirs.square().sum())
             squared += float(grad.norm().double().square()) / scale**2
-    difference2 += ranks.squared_length(adapters)
+    if adapters:
+        difference2 += float(ranks.sum(torch.cat(adapters)).square().sum())
     return (difference2 / length2) ** 0.5 if length2 else 0.0, squared**0.5
 
 
@@ -302,23 +299,22 @@ def _sketch_of(grad: Tensor, weight: Weight, projections: Projections) -> Tensor
 
 
 def _lora_match(
-    site: Site, records: list[Record], scales: dict[int, float], snapshot: Snapshot | None, world: int
-) -> tuple[list[Tensor], float]:
-    """Per factor what its gradient lacks of this process's writes and share; and autograd's squared length."""
-    kept = any(f.site is site for record in records for f in record.factors)
-    if snapshot is None or not kept or site.weight.param.grad is None:
-        return [], 0.0
-    old_a, old_b = snapshot.theta[id(site.weight.param)].float(), snapshot.theta[id(site.lora_b.param)].float()
-    sums = [torch.zeros_like(old_a), torch.zeros_like(old_b)]
-    for record in records:
-        for f in record.factors:
-            if f.site is site:
-                x = (f.a if f.dropped is None else f.dropped).float()
-                for total, grad in zip(sums, lora_gradients(site, x, f.b.float(), old_a, old_b)):
-                    total += grad
-    length2 = 0.0
-    for total, weight in zip(sums, (site.weight, site.lora_b)):
-        theirs = weight.param.grad.detach().float() / (scales.get(id(weight.param), 1.0) or 1.0)
-        total -= theirs / world
-        length2 += float(theirs.double().square().sum())
-    return sums, length2
+    site: Site, records: list[Record], projections: Projections, scales: dict[int, float], world: int
+) -> tuple[list[Tensor], tuple[float, float]]:
+    """What this process's writes lack of their share of A's and B's gradients, in sketches; and autograd's
+    squared length, in sketches and whole."""
+    caught = [f.lora for record in records for f in record.factors if f.site is site]
+    missing, length2, squared = [], 0.0, 0.0
+    for which, weight in (("in", site.weight), ("out", site.lora_b)):
+        if weight.param.grad is None:
+            continue
+        grad = weight.param.grad.detach().float() / (scales.get(id(weight.param), 1.0) or 1.0)
+        squared += float(grad.double().square().sum())
+        if not caught:
+            continue  # level norms keeps no factors
+        signs = projections.signs(site.weight, which, grad.shape[1 if which == "in" else 0], grad.device)
+        theirs = (grad @ signs if which == "in" else signs.mT @ grad).double()
+        ours = sum((c.match_a if which == "in" else c.match_b).double() for c in caught)
+        missing.append((ours - theirs / world).flatten())
+        length2 += float(theirs.square().sum())
+    return missing, (length2, squared)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from intaglio.measure import writes
+from intaglio.measure.lora import LoraCatch, lora_catch
 from intaglio.model.layout import Layout, Site, Weight
 from intaglio.model.tap import Block, Pass
 
@@ -30,6 +31,7 @@ class Factor:
     offset: int = 0  # positions before the first kept logit
     gain: Tensor | None = None  # g_BTD of a norm's gain
     dropped: Tensor | None = None  # LoRA: the adapter's input, after its dropout
+    lora: LoraCatch | None = None
 
 
 @dataclass(eq=False)
@@ -199,18 +201,27 @@ class Collector:
             shape = a.shape[-1], b.shape[-1]
             for index, block, span in _spans(caught, offset):
                 self._matrix_block(record, site, a[block.rows, span], b[block.rows, span], index, block, offset, span)
-            self._sketch_matrix(record, site.weight, *self._project(site.weight, a, b, shape), offset)
+            projected = self._project(site.weight, a, b, shape)
+            self._sketch_matrix(record, site.weight, *projected, offset)
         if site.bias is not None:
             self._vector(record, site.bias, b, offset)
         if site.head and self.layout.tied:
             record.waiting["head"] = (a, b, offset)
             self._tied(record)
         if self.keep and site.weights:
-            dropped = caught.extras.get(site.index)
-            if dropped is not None:
-                dropped = dropped.view_as(kept_a)
-            a = kept_a if site.weight is not None else None
-            self._kept(record, Factor(site, a, kept_b, offset=offset, dropped=dropped))
+            factor = Factor(site, kept_a if site.weight is not None else None, kept_b, offset=offset)
+            if site.kind == "lora":
+                self._adapter(factor, caught, a, b, projected)
+            self._kept(record, factor)
+
+    def _adapter(self, factor: Factor, caught: Pass, a: Tensor, b: Tensor, projected: tuple[Tensor, Tensor]) -> None:
+        site, (x_BKT, b_BKT) = factor.site, projected
+        dropped = caught.extras.get(site.index)
+        if dropped is not None and dropped.data_ptr() != a.data_ptr():
+            factor.dropped = dropped.view_as(factor.a)
+            a = factor.dropped.float()
+            x_BKT = self.projections.signs(site.weight, "in", a.shape[-1], a.device).mT @ a.mT
+        factor.lora = lora_catch(site, a, b, x_BKT, b_BKT)
 
     def _matrix_block(
         self, record: Record, site: Site, a: Tensor, b: Tensor, index: int, block: Block, offset: int, span: slice

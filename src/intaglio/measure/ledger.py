@@ -33,7 +33,14 @@ from intaglio.measure.credit import CreditAccounts, credit_of_visits, prepare
 from intaglio.measure.describe import describe
 from intaglio.measure.exact import exact_products
 from intaglio.measure.net import NetDistance
-from intaglio.measure.probes import Probe, as_probe, measure_probe, probe_gradient, probe_loss, undisturbed
+from intaglio.measure.probes import (
+    Probe,
+    as_probe,
+    measure_probe,
+    measure_probe_with_gradient,
+    probe_loss,
+    undisturbed,
+)  # fmt: skip
 from intaglio.measure.ranks import Apart, Ranks
 from intaglio.measure.recorder import Recorder, Source
 from intaglio.measure.rules import check_measurable, unwrap
@@ -235,7 +242,7 @@ class Ledger:
                 raise
             warnings.warn(f"intaglio: {error}", RuntimeWarning, stacklevel=3)
         finally:
-            self.ranks.left()
+            self.ranks.left(whole=whole)
 
     def _fault(self, error: Exception) -> None:
         """A fault of the instrument: one warning, everything detached, training goes on.
@@ -402,11 +409,11 @@ class Ledger:
         self.tap.enabled = False
         try:
             with undisturbed(self.model):
-                found = _ProbeStep(probe, measure_probe(self.model, probe))
+                params = []
                 if self.collector.keep:
                     params = [w.param for w in self.layout.weights] + list(self.layout.unmeasured.values())
-                    gradient = probe_gradient(self.model, probe, params)
-                    found.gradient = {id(p): g for p, g in zip(params, gradient)}
+                state, gradient = measure_probe_with_gradient(self.model, probe, params)
+                found = _ProbeStep(probe, state, {id(p): g for p, g in zip(params, gradient)})
         finally:
             self.tap.enabled = True
         found.seconds = time.perf_counter() - start
@@ -451,9 +458,7 @@ class Ledger:
         ids = self._ids = [e[0] for e in examples]
         sketches = torch.cat([r.sketch_NS for r in records])
         total_S = self.ranks.sum(sketches.double().sum(0))
-        match, grad_l2 = gradient_match(
-            self.layout, records, total_S, self.collector.projections, scales, self.snapshot, self.ranks
-        )
+        match, grad_l2 = gradient_match(self.layout, records, total_S, self.collector.projections, scales, self.ranks)
         own, along = (x.cpu().numpy() for x in (sketches.double().square().sum(1), sketches.double() @ total_S))
         squared = np.concatenate([make.squared_push(r) for r in records])
         extra: dict[str, Any] = {}
@@ -544,7 +549,7 @@ class Ledger:
 
     def _credits(self, probing: _ProbeStep, records: list) -> dict[str, float]:
         accounts = probing.accounts
-        credit_N = credit_of_visits(self.layout, records, accounts, self.snapshot)
+        credit_N = credit_of_visits(self.layout, records, accounts)
         n = len(credit_N)
         self.recorder.append("credits", {
             "step": [self.step] * n, "slot": list(range(n)), "probe": [probing.probe.name] * n,

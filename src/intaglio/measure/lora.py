@@ -151,8 +151,32 @@ def _full(value: Tensor | float, like: Tensor) -> Tensor:
     return value if isinstance(value, Tensor) else torch.full_like(like, value)
 
 
+@dataclass(eq=False)
+class LoraCatch:
+    """What an adapter's pass is held against besides its writes, made once with A0 and B0 as they stand."""
+
+    low_BTR: Tensor  # A x
+    back_BTR: Tensor  # s B^T b
+    match_a: Tensor  # (r, k) the gradient of A, its columns projected onto k random signs
+    match_b: Tensor  # (k, r) the gradient of B, its rows projected
+
+
+def lora_catch(site: Site, x_BTP: Tensor, b_BTQ: Tensor, x_BKT: Tensor, b_BKT: Tensor) -> LoraCatch:
+    """The inner activations of an adapter and the sketch of its own two gradients.
+
+    Args:
+        x_BTP: the adapter's input (after its dropout); x_BKT: projected onto k random signs.
+        b_BTQ: gradient at the layer's output; b_BKT: projected.
+    """
+    low = x_BTP @ site.weight.param.detach().float().mT
+    back = (b_BTQ @ site.lora_b.param.detach().float()).mul_(site.scale)
+    match_a = (x_BKT @ back).sum(0).mT
+    match_b = (b_BKT @ low).sum(0).mul_(site.scale)
+    return LoraCatch(low, back, match_a, match_b)
+
+
 def lora_token_dots(
-    site: Site, x_BTP: Tensor, b_BTQ: Tensor, old_a: Tensor, old_b: Tensor, direction_a: Tensor, direction_b: Tensor
+    site: Site, x_BTP: Tensor, b_BTQ: Tensor, catch: LoraCatch, direction_a: Tensor, direction_b: Tensor
 ) -> Tensor:
     """<h^A_t, direction_a> + <h^B_t, direction_b> for every position and unit of the product.
 
@@ -169,9 +193,8 @@ def lora_token_dots(
     """
     rows, length = x_BTP.shape[:2]
     n_units, split_out = max(len(direction_a), len(direction_b)), site.weight.side == "out"
-    low_BTR = x_BTP @ old_a.mT
-    back_BTR = (b_BTQ @ old_b).mul_(site.scale)
-    rank = old_a.shape[0]
+    low_BTR, back_BTR = catch.low_BTR, catch.back_BTR
+    rank = low_BTR.shape[-1]
     if n_units == 1:
         from_a = ((x_BTP @ direction_a[0].mT) * back_BTR).sum(-1, keepdim=True)
         from_b = ((b_BTQ @ direction_b[0]) * low_BTR).sum(-1, keepdim=True)

@@ -25,13 +25,14 @@ HOOKED = "_output_capturing_hooks_installed"  # transformers' own mark
 
 @dataclass(eq=False)
 class Probe:
-    """A named set of batches; items are the rows of all batches in order."""
+    """A named set of batches; items are the rows of all batches, row k being item `order[k]` (k where not given)."""
 
     name: str
     batches: list[dict[str, Tensor]]
     facts: list[str | None] = field(default_factory=list)
     groups: list[str | None] = field(default_factory=list)
     previews: list[str] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
     start: dict = field(default_factory=dict)  # log-probabilities and hidden states of the initial model
 
     @property
@@ -134,16 +135,31 @@ def _losses(model: nn.Module, batch: Mapping[str, Tensor], *, hidden: bool) -> t
 
 def measure_probe(model: nn.Module, probe: Probe) -> ProbeState:
     """Loss per item, KL and drift from the first state this was called at. No gradient."""
-    item_losses, total, count = [], 0.0, 0
-    log_probs, hidden = [], []
-    with torch.no_grad():
-        for batch in probe.batches:
+    state, _ = measure_probe_with_gradient(model, probe, [])
+    return state
+
+
+def measure_probe_with_gradient(
+    model: nn.Module, probe: Probe, params: list[nn.Parameter]
+) -> tuple[ProbeState, list[Tensor]]:
+    """What `measure_probe` gives, and the gradient of the probe's mean loss per target token, from one forward.
+
+    Returns:
+        The state, and one gradient per parameter (none for no parameters); `.grad` is not touched.
+    """
+    item_losses, total, count = [], 0.0, probe.targets
+    log_probs, hidden, gradient = [], [], []
+    for batch in probe.batches:
+        with torch.set_grad_enabled(bool(params)):
             losses, target, out = _losses(model, batch, hidden=True)
-            per_item = (target >= 0).sum(1)
-            item_losses += (losses.sum(1) / per_item.clamp_min(1)).tolist()
-            total, count = total + float(losses.double().sum()), count + int(per_item.sum())
+            if params:
+                _add_gradient(gradient, losses.sum() / count, params)
+        with torch.no_grad():
+            item_losses += (losses.sum(1) / (target >= 0).sum(1).clamp_min(1)).tolist()
+            total += float(losses.double().sum())
             log_probs.append(out.logits[target >= 0])
             hidden.append(_kept_hidden(out.hidden_states, batch))
+        del losses, out
     log_p = _thin(torch.cat(log_probs), KL_POSITIONS).float().log_softmax(-1)
     states = [_thin(torch.cat([h[layer] for h in hidden]), DRIFT_TOKENS).float() for layer in range(len(hidden[0]))]
     if not probe.start:
@@ -151,7 +167,20 @@ def measure_probe(model: nn.Module, probe: Probe) -> ProbeState:
     first = probe.start
     kl = float((first["log_p"].exp() * (first["log_p"] - log_p)).sum(-1).mean())
     drift = [(layer, *drift_of(h, h0)) for layer, (h, h0) in enumerate(zip(states, first["hidden"]))]
-    return ProbeState(total / count, item_losses, max(kl, 0.0), drift)
+    if probe.order:
+        by_item = dict(zip(probe.order, item_losses))
+        item_losses = [by_item[i] for i in range(len(by_item))]
+    return ProbeState(total / count, item_losses, max(kl, 0.0), drift), gradient
+
+
+def _add_gradient(total: list[Tensor], loss: Tensor, params: list[nn.Parameter]) -> None:
+    found = torch.autograd.grad(loss, params, allow_unused=True)
+    if not total:
+        total += [torch.zeros_like(p) if g is None else g for p, g in zip(params, found)]
+        return
+    for into, g in zip(total, found):
+        if g is not None:
+            into += g
 
 
 def probe_loss(model: nn.Module, probe: Probe) -> float:
@@ -166,18 +195,11 @@ def probe_loss(model: nn.Module, probe: Probe) -> float:
 
 def probe_gradient(model: nn.Module, probe: Probe, params: list[nn.Parameter]) -> list[Tensor]:
     """Gradient of the probe's mean loss per target token; `.grad` is not touched."""
-    count = probe.targets
-    total: list[Tensor] = []
+    count, total = probe.targets, []
     with torch.enable_grad():
         for batch in probe.batches:
             losses, _, _ = _losses(model, batch, hidden=False)
-            found = torch.autograd.grad(losses.sum() / count, params, allow_unused=True)
-            if not total:
-                total = [torch.zeros_like(p) if g is None else g.detach() for p, g in zip(params, found)]
-            else:
-                for into, g in zip(total, found):
-                    if g is not None:
-                        into += g
+            _add_gradient(total, losses.sum() / count, params)
     return total
 
 

@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ from intaglio.errors import InputError, IntaglioError, UnmeasurableError
 
 PATIENCE = 300.0  # seconds until a ledger must have been begun in every process
 LONG = 1800.0  # seconds for which a process waits for the others' end, as torch's own groups do
-SKETCH = 32  # numbers that stand for a tensor in `squared_length`
 
 _begun: Counter[str] = Counter()  # ledgers begun in this process, by the processes that share them
 
@@ -115,14 +113,6 @@ class Ranks:
         found = torch.zeros(self.world, len(numbers), dtype=torch.float64)
         found[self.rank] = torch.tensor(numbers, dtype=torch.float64)
         return self.sum(found).numpy()
-
-    def squared_length(self, parts: list[Tensor]) -> float:
-        """Squared length of tensors of which each process holds a summand: exact alone, else from sketches."""
-        if not parts:
-            return 0.0
-        if self.alone:
-            return sum(float(p.double().square().sum()) for p in parts)
-        return float(self.sum(torch.stack([_sketch(p) for p in parts])).square().sum())
 
     # -- meetings
 
@@ -215,15 +205,16 @@ class Ranks:
             found = [None]
         return [n or {"whole": False} for n in found]
 
-    def left(self) -> None:
-        """The first process has closed the run; the others wait for it, so that all find it closed."""
+    def left(self, *, whole: bool) -> None:
+        """The first process has closed the run; the others wait for it where they came to the end, so that all find
+        it closed."""
         if self.alone:
             return
         try:
             if self.first:
                 self._store.set("closed", "1")
                 self._store.check(["closed"])  # an answer: the store has it
-            else:
+            elif whole:
                 _wait(lambda: self._store.check(["closed"]), LONG)
         except RuntimeError:
             pass  # the first process has left, and taken the store along
@@ -273,20 +264,6 @@ def _check_agreed(notes: list[dict[str, Any] | None]) -> None:
                     f"the processes have different {name}", got=f"{value} in process 0, {note['same'].get(name)} in {i}",
                     expected="the same in all",
                 )  # fmt: skip
-
-
-@lru_cache(maxsize=64)
-def _signs(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(n)
-    bucket = torch.randint(0, SKETCH, (n,), generator=generator)
-    return bucket.to(device), (torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1).to(device)
-
-
-def _sketch(x: Tensor) -> Tensor:
-    """(SKETCH,) of the same expected squared length (count sketch)."""
-    bucket, sign = _signs(x.numel(), x.device)
-    total = torch.zeros(SKETCH, dtype=torch.float64, device=x.device)
-    return total.index_add_(0, bucket, (x.reshape(-1).float() * sign).double())
 
 
 # -- what can be measured

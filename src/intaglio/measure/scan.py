@@ -20,7 +20,6 @@ from intaglio.measure import rows as make
 from intaglio.measure.books import Directions, project
 from intaglio.measure.collect import Collector
 from intaglio.measure.probes import Probe, probe_gradient, undisturbed
-from intaglio.measure.settle import Snapshot
 from intaglio.model.layout import build_layout, causal_lm
 from intaglio.model.tap import Tap
 
@@ -100,7 +99,7 @@ class Scorer:
     def _credit(
         self, record: Any, directions: Directions, length: float, weight: np.ndarray, push: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        ((parts, _),) = project(self.layout, [record], directions, Snapshot())
+        ((parts, _),) = project(self.layout, [record], directions)
         with np.errstate(invalid="ignore", divide="ignore"):
             per_length = parts.sum(1).cpu().numpy() / weight / push
         return per_length, per_length / length

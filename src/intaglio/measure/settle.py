@@ -17,7 +17,7 @@ from intaglio.measure.ranks import Ranks
 from intaglio.measure.rules import Rule, denominator, rule_for
 from intaglio.model.layout import Layout, Site, Weight
 
-PIECE = 1 << 16  # numbers per piece: a few such buffers fit a core's cache
+PIECE = 1 << 18  # numbers per piece: a few such buffers fit the shared cache, and calls are few
 ROUNDING_SHARE = 7  # one row in seven stands for the rounding of a large piece, where it is hardly visible
 SMALL_PIECE = 1 << 12
 SAMPLES = 64  # strided coordinates per parameter for the clip scale

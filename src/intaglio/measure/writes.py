@@ -11,39 +11,62 @@ Pure: tensors in, tensors out.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Gram = tuple[Tensor, ...]  # inner products of a row's positions: whole, or as the blocks (11, 12, 22)
+HALVES_FROM = 64  # positions from which symmetry is worth several smaller products
+QUARTERS_FROM = 128
 
-HALVES_FROM = 64  # positions from which symmetry is worth three products
+
+class Gram(NamedTuple):
+    """Inner products of a row's positions with each other, without what symmetry mirrors.
+
+    Each block is (*X, n, t, t): n squares on the diagonal, or n squares beside it (which count twice).
+    """
+
+    diagonal: tuple[Tensor, ...]
+    beside: tuple[Tensor, ...] = ()
+
+    def beside_axis(self) -> Gram:
+        """With one more axis before the positions, to stand beside the Gram matrices of units."""
+        return Gram(*(tuple(block.unsqueeze(-4) for block in blocks) for blocks in self))
 
 
 def gram(x_XTP: Float[Tensor, "*X T P"]) -> Gram:
-    """Inner products of all positions of a row with each other; the mirrored quarter is not made."""
-    half = x_XTP.shape[-2] // 2
-    if 2 * half < HALVES_FROM:
-        return (x_XTP @ x_XTP.mT,)
-    top, bottom = x_XTP[..., :half, :], x_XTP[..., half:, :]
-    return top @ top.mT, top @ bottom.mT, bottom @ bottom.mT
+    """Inner products of all positions of a row: all, three quarters or five eighths of them are made."""
+    *lead, positions, width = x_XTP.shape
+    if positions >= QUARTERS_FROM and positions % 4 == 0:
+        quarters = x_XTP.reshape(*lead, 4, positions // 4, width)
+        top, bottom = x_XTP.reshape(*lead, 1, 2, positions // 2, width).unbind(-3)
+        left, right = x_XTP.reshape(*lead, 2, 2, positions // 4, width).unbind(-3)
+        return Gram((quarters @ quarters.mT,), (left @ right.mT, top @ bottom.mT))
+    if positions >= HALVES_FROM:
+        half = positions // 2
+        top, bottom = x_XTP[..., None, :half, :], x_XTP[..., None, half:, :]
+        return Gram((top @ top.mT, bottom @ bottom.mT), (top @ bottom.mT,))
+    return Gram(((x_XTP @ x_XTP.mT)[..., None, :, :],))
 
 
 def gram_dot(first: Gram, second: Gram) -> Tensor:
     """Sum of the elementwise product of two Gram matrices, over their positions."""
-    parts = [(a * b).sum((-1, -2)) for a, b in zip(first, second)]
-    return parts[0] if len(parts) == 1 else parts[0] + 2 * parts[1] + parts[2]
+    diagonal, beside = (
+        sum((a * b).sum((-1, -2, -3)) for a, b in zip(blocks, others)) for blocks, others in zip(first, second)
+    )
+    return diagonal + 2 * beside
 
 
 def gram_lengths(found: Gram) -> Tensor:
     """Squared length of every position: the diagonal."""
-    return torch.cat([block.diagonal(dim1=-2, dim2=-1) for block in found[::2]], dim=-1)
+    return torch.cat([block.diagonal(dim1=-2, dim2=-1).flatten(-2) for block in found.diagonal], dim=-1)
 
 
 def by_unit(x_BTP: Float[Tensor, "B T P"], n_units: int) -> Float[Tensor, "B U T D"]:
-    """Equal slices of the last axis, each as a batch of its own."""
+    """Equal slices of the last axis, each as a batch of its own (a copy: products of strided slices are slower)."""
     rows, positions, width = x_BTP.shape
-    return x_BTP.view(rows, positions, n_units, width // n_units).transpose(1, 2)
+    return x_BTP.view(rows, positions, n_units, width // n_units).transpose(1, 2).contiguous()
 
 
 def ghost_is_cheaper(positions: int, n_in: int, n_out: int) -> bool:
@@ -74,12 +97,12 @@ def squared_norms(
     if side == "in":
         a_gram, b_gram = gram(by_unit(a_BTP, n_units)), gram(b_BTQ)
         lengths = gram_lengths(a_gram).sum(1) * gram_lengths(b_gram)
-        return gram_dot(a_gram, tuple(g[:, None] for g in b_gram)), lengths
+        return gram_dot(a_gram, b_gram.beside_axis()), lengths
     a_gram = gram(a_BTP) if a_gram is None else a_gram
     if side == "out":
         b_gram = gram(by_unit(b_BTQ, n_units))
         lengths = gram_lengths(a_gram) * gram_lengths(b_gram).sum(1)
-        return gram_dot(b_gram, tuple(g[:, None] for g in a_gram)), lengths
+        return gram_dot(b_gram, a_gram.beside_axis()), lengths
     b_gram = gram(b_BTQ)
     return gram_dot(a_gram, b_gram)[:, None], gram_lengths(a_gram) * gram_lengths(b_gram)
 
@@ -149,9 +172,10 @@ def logit_statistics(
     Returns:
         surprise (nats), entropy (nats), omega (loss per nat), reach (|p - onehot|), misfit (0..1).
     """
-    rows = max(1, chunk // logits_NV.shape[1])
+    rows = max(1, min(chunk // logits_NV.shape[1], len(logits_NV)))
+    buffers = torch.empty(2, rows, logits_NV.shape[1], device=logits_NV.device)
     pieces = [
-        _logit_statistics(z.float(), g.float(), y)
+        _logit_statistics(z.float(), g.float(), y, buffers[:, : len(y)])
         for z, g, y in zip(logits_NV.split(rows), grad_NV.split(rows), target_N.split(rows))
     ]
     names = ("surprise", "entropy", "omega", "reach", "misfit")
@@ -160,21 +184,29 @@ def logit_statistics(
     return {name: torch.cat([piece[i] for piece in pieces]) for i, name in enumerate(names)}
 
 
-def _logit_statistics(z_NV: Tensor, g_NV: Tensor, target_N: Tensor) -> tuple[Tensor, ...]:
-    lse = z_NV.logsumexp(-1)
-    p_NV = (z_NV - lse[:, None]).exp_()
-    entropy = lse - torch.linalg.vecdot(p_NV, z_NV)
+def _logit_statistics(z_NV: Tensor, g_NV: Tensor, target_N: Tensor, buffers_2NV: Tensor) -> tuple[Tensor, ...]:
+    """One exponential per logit, and no other array than the two buffers, which stay in the cache.
+
+    The target's own terms are kept apart, so that nothing cancels where its probability is near 1.
+    """
+    e_NV, product_NV = buffers_2NV
     index = target_N[:, None]
-    p_y, g_y = p_NV.gather(1, index)[:, 0], g_NV.gather(1, index)[:, 0]
-    surprise = lse - z_NV.gather(1, index)[:, 0]
-    # |p - y|^2 without cancellation at p_y near 1: the target's own term is (1 - p_y)^2.
-    reach2 = (torch.linalg.vecdot(p_NV, p_NV) - p_y.square()).clamp_min(0) + (1 - p_y).square()
-    dot = torch.linalg.vecdot(g_NV, p_NV) - g_y
+    top = z_NV.amax(-1, keepdim=True)
+    torch.sub(z_NV, top, out=e_NV).exp_()
+    e_y, z_y, g_y = (x.gather(1, index)[:, 0] for x in (e_NV, z_NV, g_NV))
+    e_NV.scatter_(1, index, 0.0)
+    others = e_NV.sum(-1)
+    total = others + e_y
+    lse = top[:, 0] + total.log()
+    entropy = lse - (torch.mul(e_NV, z_NV, out=product_NV).sum(-1) + e_y * z_y) / total
+    missing = others / total  # 1 - p_y
+    reach2 = (torch.linalg.vector_norm(e_NV, dim=-1) / total).square() + missing.square()
+    dot = torch.mul(e_NV, g_NV, out=product_NV).sum(-1) / total - g_y * missing
     omega = dot / reach2.clamp_min(1e-30)
-    gg = torch.linalg.vecdot(g_NV, g_NV)
+    gg = torch.linalg.vector_norm(g_NV, dim=-1).square()
     misfit = (1 - omega * dot / gg.clamp_min(1e-38)).clamp(0, 1).sqrt()
     misfit = torch.where(gg > 0, misfit, torch.zeros_like(misfit))
-    return surprise, entropy, omega, reach2.sqrt(), misfit
+    return lse - z_y, entropy, omega, reach2.sqrt(), misfit
 
 
 def projection(size: int, side: int, seed: int, device: torch.device) -> Float[Tensor, "size side"]:
