@@ -309,15 +309,17 @@ def test_a_fault_inside_lets_training_go_on(tmp_path: Path, monkeypatch: pytest.
     assert "ZeroDivisionError" in intaglio.open_run(tmp_path / "run").manifest["fault"]
 
 
-def test_several_processes_are_refused_by_name(tmp_path: Path) -> None:
+def test_other_ways_of_distributing_are_refused_by_name(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
-    from intaglio.callback import _check_single
+    from intaglio.callback import _check_way
 
-    with pytest.raises(UnmeasurableError, match="several processes"):
-        _check_single(SimpleNamespace(world_size=2, n_gpu=1))
+    with pytest.raises(UnmeasurableError, match="DataParallel"):
+        _check_way(SimpleNamespace(world_size=1, n_gpu=2))
+    with pytest.raises(UnmeasurableError, match="fsdp"):
+        _check_way(SimpleNamespace(world_size=2, n_gpu=1, fsdp="full_shard"))
     with pytest.raises(UnmeasurableError, match="torch_compile"):
-        _check_single(SimpleNamespace(world_size=1, n_gpu=0, torch_compile=True))
+        _check_way(SimpleNamespace(world_size=1, n_gpu=0, torch_compile=True))
 
 
 # -- accelerate

@@ -71,12 +71,13 @@ class LedgerCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._close(KeyboardInterrupt())  # one that was broken off without our hearing of it
-        _check_single(args)
+        _check_way(args)
         trainer = _calling_trainer()
         options = {"first_step": state.global_step, **self._where(args, state.global_step), **self.options}
         options.setdefault("tokenizer", _decoder(kwargs.get("processing_class")))
         options.setdefault("sources", self._sources(kwargs.get("train_dataloader"), trainer))
-        ledger = Ledger(kwargs["model"], kwargs["optimizer"], out=self.out, **options)
+        model = trainer.model_wrapped if args.world_size > 1 and trainer is not None else kwargs["model"]
+        ledger = Ledger(model, kwargs["optimizer"], out=self.out, **options)
         if options.get("resume"):
             ledger.writer.drop_after(state.global_step)
         ledger.writer.write_manifest(
@@ -277,12 +278,12 @@ def _decoder(processing: Any) -> Any:
 # -- the trainer around the callback
 
 
-def _check_single(args: Any) -> None:
-    """The books need the whole gradient and every example in one process."""
-    if getattr(args, "world_size", 1) > 1 or getattr(args, "n_gpu", 0) > 1:
+def _check_way(args: Any) -> None:
+    """The books need whole weights, whole examples and one device in every process."""
+    if getattr(args, "n_gpu", 0) > 1:
         raise UnmeasurableError(
-            "a training spread over several processes or devices is not measured",
-            got=f"{max(args.world_size, args.n_gpu)} of them", expected="one process on one device",
+            "a process that spreads its batch over several devices (DataParallel) is not measured",
+            got=f"{args.n_gpu} of them", expected="one process on one device, or torchrun with one process for each",
         )  # fmt: skip
     for name in ("deepspeed", "fsdp", "torch_compile"):
         if getattr(args, name, None):

@@ -166,7 +166,7 @@ _TABLES = (
         Column("cosine", "float64", "", "median over tokens of the cosine between centred h_now and h_start"),
         Column("cka", "float64", "", "debiased linear CKA between h_now and h_start: 1 is the same up to rotation"),
     )),
-    Table("pairs", ("step", "slot_a", "slot_b"), "exact inner products of visits in one step (level exact)", (
+    Table("pairs", ("step", "slot_a", "slot_b"), "exact inner products of visits in one step and process (level exact)", (
         _STEP,
         Column("slot_a", "int32", "", "slot of the first visit"),
         Column("slot_b", "int32", "", "slot of the second visit"),

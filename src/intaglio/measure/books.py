@@ -10,6 +10,7 @@ from torch import Tensor
 from intaglio.measure import writes
 from intaglio.measure.collect import Factor, Projections, Record
 from intaglio.measure.lora import LoraBooks, lora_token_dots, settle_lora
+from intaglio.measure.ranks import Ranks
 from intaglio.measure.settle import ParamBooks, Snapshot, canonical, settle_parameter
 from intaglio.model.layout import Layout, Site, Weight
 
@@ -253,22 +254,25 @@ def lora_weight2(layout: Layout) -> dict[int, Tensor]:
 
 
 def gradient_match(
-    layout: Layout, records: list[Record], projections: Projections, scales: dict[int, float]
+    layout: Layout, records: list[Record], ours_S: Tensor, projections: Projections, scales: dict[int, float], ranks: Ranks
 ) -> tuple[float, float]:
     """Whether the caught writes add up to autograd's gradient, and that gradient's length.
 
     Both are compared in their sketches: fixed random projections.
 
+    Args:
+        ours_S: the sum of all sketches, of all processes.
+
     Returns:
         norm(sum h_i - G) / norm(G), and norm(G) before clipping.
     """
-    ours = sum((r.sketch_NS.double().sum(0) for r in records), torch.zeros((), dtype=torch.float64))
     difference2 = length2 = squared = 0.0
-    done = set()
+    done, adapters = set(), []
     for site in layout.sites:
         if site.kind == "lora":
-            found = _lora_match(site, records, projections, scales)
-            difference2, length2, squared = difference2 + found[0], length2 + found[1], squared + found[2]
+            missing, found = _lora_match(site, records, projections, scales, ranks.world)
+            adapters += missing
+            length2, squared = length2 + found[0], squared + found[1]
             continue
         for weight in (site.weight, site.bias):
             if weight is None or id(weight.param) in done or weight.param.grad is None:
@@ -277,9 +281,11 @@ def gradient_match(
             scale = scales.get(id(weight.param), 1.0) or 1.0
             grad = weight.param.grad.detach().float()
             theirs = (_sketch_of(grad, weight, projections) / scale).double()
-            difference2 += float((ours[projections.columns(weight)] - theirs).square().sum())
+            difference2 += float((ours_S[projections.columns(weight)] - theirs).square().sum())
             length2 += float(theirs.square().sum())
             squared += float(grad.norm().double().square()) / scale**2
+    if adapters:
+        difference2 += float(ranks.sum(torch.cat(adapters)).square().sum())
     return (difference2 / length2) ** 0.5 if length2 else 0.0, squared**0.5
 
 
@@ -293,11 +299,12 @@ def _sketch_of(grad: Tensor, weight: Weight, projections: Projections) -> Tensor
 
 
 def _lora_match(
-    site: Site, records: list[Record], projections: Projections, scales: dict[int, float]
-) -> tuple[float, float, float]:
-    """Squared difference and length of the sketches of A's and B's gradients, and their whole squared length."""
+    site: Site, records: list[Record], projections: Projections, scales: dict[int, float], world: int
+) -> tuple[list[Tensor], tuple[float, float]]:
+    """What this process's writes lack of their share of A's and B's gradients, in sketches; and autograd's
+    squared length, in sketches and whole."""
     caught = [f.lora for record in records for f in record.factors if f.site is site]
-    difference2 = length2 = squared = 0.0
+    missing, length2, squared = [], 0.0, 0.0
     for which, weight in (("in", site.weight), ("out", site.lora_b)):
         if weight.param.grad is None:
             continue
@@ -308,6 +315,6 @@ def _lora_match(
         signs = projections.signs(site.weight, which, grad.shape[1 if which == "in" else 0], grad.device)
         theirs = (grad @ signs if which == "in" else signs.mT @ grad).double()
         ours = sum((c.match_a if which == "in" else c.match_b).double() for c in caught)
-        difference2 += float((ours - theirs).square().sum())
+        missing.append((ours - theirs / world).flatten())
         length2 += float(theirs.square().sum())
-    return difference2, length2, squared
+    return missing, (length2, squared)

@@ -163,6 +163,11 @@ class Budget:
         self.only_norms |= self.follows or self.refused >= TRIES
         return before != (self.thinned, self.only_norms)
 
+    def refused_elsewhere(self, process: int) -> None:
+        """The step did not fit in another process, so it is measured here as it is there."""
+        if self.refuse():
+            self.reason = f"process {process} passed its memory budget: {self._consequence()}"
+
     def fitted(self) -> None:
         """A step was measured within the budget."""
         self.refused = 0

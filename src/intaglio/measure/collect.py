@@ -106,12 +106,15 @@ class Collector:
     """Turns caught writes into records, pass by pass.
 
     Args:
-        keep: whether factors are kept until the step (levels full and exact).
         seed: of the sketches.
+        share: of the step's loss that the loss caught here is: one over the processes, whose mean it is.
+
+    Attributes:
+        keep: whether factors are kept until the step (levels full and exact).
     """
 
-    def __init__(self, layout: Layout, *, seed: int = 0) -> None:
-        self.layout, self.keep, self.spill = layout, True, False
+    def __init__(self, layout: Layout, *, seed: int = 0, share: float = 1.0) -> None:
+        self.layout, self.keep, self.spill, self.share = layout, True, False, share
         self.projections = Projections(layout, seed)
         self.records: dict[int, Record] = {}
         self._gram_cache: dict[tuple, tuple[Tensor, writes.Gram]] = {}
@@ -137,6 +140,8 @@ class Collector:
         if site.index in record.sites_seen:
             raise RuntimeError(f"{site.name} ran twice in one forward, which is not measured")
         record.sites_seen.add(site.index)
+        if self.share != 1:
+            b = b * self.share
         record.coarse |= b.element_size() < 4
         if site.kind == "embedding":
             self._embedding(record, site, a, b)
@@ -168,6 +173,7 @@ class Collector:
             values = writes.logit_statistics(logits[row, span], gradient[row, span], visible[row, where])
             for name in _STATISTICS:
                 found[name][row, where + offset] = values[name]
+        found["omega"] *= self.share
         record.stats = found
 
     def clear_caches(self) -> None:

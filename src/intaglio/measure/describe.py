@@ -16,7 +16,7 @@ def describe(ledger: Ledger) -> dict[str, Any]:
     layout = ledger.layout
     group = ledger.optimizer.param_groups[0]
     return {
-        "package_version": __version__, "level": ledger.level, "every": ledger.every,
+        "package_version": __version__, "processes": ledger.ranks.world, "level": ledger.level, "every": ledger.every,
         "probe_every": ledger.probe_every, "seed": ledger.seed, "keep_tokens": ledger.recorder.keep_tokens,
         "parameters_total": layout.n_trainable, "parameters_measured": layout.n_measured,
         "coverage": layout.coverage, "unmeasured": sorted(layout.unmeasured),

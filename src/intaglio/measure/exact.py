@@ -24,9 +24,11 @@ SLAB = 1 << 21  # numbers of per-example gradient held at once: a slab stays in 
 
 @dataclass(frozen=True, slots=True)
 class ExactProducts:
-    """`products_NN` of the examples' parts of the actual gradient; `squared_c` of their parts of the step."""
+    """Of the examples' parts of the actual gradient `products_NN`, and `along_N` with the whole of it as autograd
+    made it (matrices under LoRA left out); `squared_c` of their parts of the step."""
 
     products_NN: np.ndarray
+    along_N: np.ndarray
     squared_c: np.ndarray
     gradient_match: float
 
@@ -94,7 +96,7 @@ def exact_products(
     n = sum(r.caught.n_slots for r in records)
     device = layout.weights[0].param.device
     products = torch.zeros(n, n, dtype=torch.float64, device=device)
-    squared_c = torch.zeros(n, dtype=torch.float64, device=device)
+    along, squared_c = (torch.zeros(n, dtype=torch.float64, device=device) for _ in range(2))
     difference2 = length2 = 0.0
     for weight in layout.weights:
         if weight.kind.startswith("lora") or id(weight.param) not in snapshot.moved:
@@ -108,6 +110,7 @@ def exact_products(
         for rows, g_NRC in slabs(layout, weight, records, n):
             flat = g_NRC.flatten(1)
             products += (flat @ flat.mT).double()
+            along += (flat @ grad[rows].reshape(-1)).double()
             difference2 += float(torch.linalg.vector_norm(g_NRC.sum(0) - grad[rows])) ** 2
             length2 += float(torch.linalg.vector_norm(grad[rows])) ** 2
             if book is not None:
@@ -118,7 +121,7 @@ def exact_products(
             products += _lora_products(site, records, n)
             squared_c += _lora_squared(site, records, optimizer, snapshot, scales, books, n)
     match = (difference2 / length2) ** 0.5 if length2 else 0.0
-    return ExactProducts(products.cpu().numpy(), squared_c.cpu().numpy(), match)
+    return ExactProducts(products.cpu().numpy(), along.cpu().numpy(), squared_c.cpu().numpy(), match)
 
 
 def _rows(t: Tensor, weight: Weight) -> Tensor:

@@ -7,6 +7,7 @@
 
 It finds the step through the optimizer's own hooks and the examples through the model's
 inputs, measures within a memory budget, and leaves nothing behind, also after an exception.
+Under DistributedDataParallel every process has a ledger of its own examples; ranks.py adds them up.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from intaglio.measure.probes import (
     probe_loss,
     undisturbed,
 )  # fmt: skip
+from intaglio.measure.ranks import Apart, Ranks
 from intaglio.measure.recorder import Recorder, Source
 from intaglio.measure.rules import check_measurable, unwrap
 from intaglio.measure.settle import ClipScale, Snapshot
@@ -68,7 +70,8 @@ class Ledger:
     """Measures a training run and keeps it as a run on disk.
 
     Args:
-        model: a causal language model of transformers, possibly with LoRA adapters; never changed.
+        model: a causal language model of transformers, possibly with LoRA adapters; never changed. Under
+            torchrun, what DistributedDataParallel or accelerate made of it; every process makes a ledger.
         optimizer: AdamW, Adam or SGD of torch have exact formulas; another optimizer's step is split by projection.
         out: folder of the run.
         probes: name to a batch of tensors (input_ids, attention_mask, labels), a list of batches, or a Probe.
@@ -90,7 +93,8 @@ class Ledger:
         first_step: optimizer steps taken before (a resumed run).
 
     Raises:
-        UnmeasurableError: an 8-bit optimizer, quantised weights, DoRA, or nothing to measure.
+        UnmeasurableError: an 8-bit optimizer, quantised weights, DoRA, nothing to measure, or processes
+            that share gradients in another way than DistributedDataParallel.
         StoreError: the run exists or cannot be written.
     """
 
@@ -122,39 +126,52 @@ class Ledger:
             raise InputError("unknown level", got=level, expected=", ".join(LEVELS))
         if every < 1 or probe_every < 1:
             raise InputError("every and probe_every count steps", got=min(every, probe_every), expected="1 or more")
-        _refuse_several_processes(model)
         self.model, self.optimizer = causal_lm(model), unwrap(optimizer)
-        self.level, self.every, self.probe_every = level, every, probe_every
-        self.strict, self.quiet = strict, quiet
-        self.step, self.seed = first_step, seed
-        self.rule_name = check_measurable(self.optimizer)
-        params = {id(p) for g in self.optimizer.param_groups for p in g["params"]}
-        self.layout = build_layout(self.model, params)
-        if not self.layout.sites:
-            raise UnmeasurableError("nothing that the optimizer moves can be measured", expected="linear layers")
-        device = next(self.model.parameters()).device
-        self.probes = [as_probe(name, p, device) for name, p in (probes or {}).items()]
-        groups = 2 + len({s.group for s in (sources or {}).values()}) if group_momentum else 0  # and decay, and earlier
-        self.budget = Budget.parse(
-            memory, self.layout, self.model, level=level, probes=self.probes, every=every, groups=groups
-        )
-        self.collector = Collector(self.layout, seed=seed)
-        self.snapshot, self.net = Snapshot(), NetDistance(self.layout)
-        self.lora_weight2 = lora_weight2(self.layout)
-        self.tolerance = min(TOLERANCE.get(w.param.dtype, COARSE) for w in self.layout.weights)
-        self.path_l2 = 0.0
-        self.latest: dict[str, Any] = {}
-        self.group_carry, self.group_momentum = None, group_momentum
-        if group_momentum:
-            if self.layout.lora:
-                raise UnmeasurableError("group momentum is not measured under LoRA", expected="full fine-tuning")
-            if every > 1 or level == "norms" or self.rule_name == "other":
-                raise InputError("group momentum follows every step of SGD, Adam or AdamW", expected="full, every=1")
-        self.writer = writer or RunWriter(out, {}, force=force, resume=resume)
-        self.recorder = Recorder(
-            self.writer, self.layout, sources=sources or {}, tokenizer=tokenizer, keep_tokens=keep_tokens, seed=seed
-        )
-        self.writer.write_manifest(**describe(self), **dict(manifest or {}))
+        self.ranks = Ranks.of(model, self.optimizer)
+        with self.ranks.all_or_none("ledger") as same:
+            self.level, self.every, self.probe_every = level, every, probe_every
+            self.strict, self.quiet = strict, quiet or not self.ranks.first
+            self.step, self.seed = first_step, seed
+            self.rule_name = check_measurable(self.optimizer)
+            params = {id(p) for g in self.optimizer.param_groups for p in g["params"]}
+            self.layout = build_layout(self.model, params)
+            if not self.layout.sites:
+                raise UnmeasurableError("nothing that the optimizer moves can be measured", expected="linear layers")
+            device = next(self.model.parameters()).device
+            self.probes = [as_probe(name, p, device) for name, p in (probes or {}).items()]
+            groups = 2 + len({s.group for s in (sources or {}).values()}) if group_momentum else 0  # decay, and earlier
+            self.budget = Budget.parse(
+                memory, self.layout, self.model, level=level, probes=self.probes, every=every, groups=groups
+            )
+            self.collector = Collector(self.layout, seed=seed, share=1 / self.ranks.world)
+            self.snapshot, self.net = Snapshot(), NetDistance(self.layout)
+            self.lora_weight2 = lora_weight2(self.layout)
+            self.tolerance = min(TOLERANCE.get(w.param.dtype, COARSE) for w in self.layout.weights)
+            self.path_l2 = 0.0
+            self.latest: dict[str, Any] = {}
+            self.group_carry, self.group_momentum = None, group_momentum
+            if group_momentum:
+                if self.layout.lora:
+                    raise UnmeasurableError("group momentum is not measured under LoRA", expected="full fine-tuning")
+                if not self.ranks.alone:
+                    raise InputError("group momentum is measured in one process only", got=f"{self.ranks.world} of them")
+                if every > 1 or level == "norms" or self.rule_name == "other":
+                    raise InputError("group momentum follows every step of SGD, Adam or AdamW", expected="full, every=1")
+            same |= {
+                "level": level, "every": every, "probe_every": probe_every, "seed": seed, "first_step": first_step,
+                "rule": self.rule_name, "layout": (len(self.layout.addresses), self.layout.n_measured),
+                "probes": [(p.name, p.fingerprint) for p in self.probes],
+            }  # fmt: skip
+        if writer is not None and writer.rank != self.ranks.rank:
+            raise InputError("the writer is another process's", got=writer.rank, expected=f"rank={self.ranks.rank}")
+        with self.ranks.all_or_none("run"):
+            self.writer = writer or RunWriter(out, {}, force=force, resume=resume, rank=self.ranks.rank)
+            self.recorder = Recorder(
+                self.writer, self.layout, sources=sources or {}, tokenizer=tokenizer, keep_tokens=keep_tokens, seed=seed
+            )
+            self.writer.write_manifest(**describe(self), **dict(manifest or {}))
+        with self.ranks.all_or_none("folder") as same:
+            same["run folder"] = self.writer.mark()
         self._handles: list = []
         self._spent = 0.0
         self._depth = 0  # steps under way: one, or two where a subclass's step calls its parent's
@@ -168,7 +185,7 @@ class Ledger:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         try:
-            if kind is None and self._attached:
+            if kind is None and self._attached and self.ranks.first:
                 self._guard(self._probe_end)
         finally:
             self.detach()
@@ -203,17 +220,23 @@ class Ledger:
         """Remove every hook; safe to call twice."""
         if not self._attached:
             return
-        self.tap.detach()
-        self.clip.remove()
+        self._stop_catching()
         for handle in self._handles:
             handle.remove()
         self._handles, self._attached = [], False
+
+    def _stop_catching(self) -> None:
+        self.tap.detach()
+        self.clip.remove()
         self.collector.records.clear()
 
     def _close(self, *, whole: bool) -> None:
         try:
-            self.writer.flush(self.step if whole else self.step + 1)  # rows of a broken step go when it is taken again
-            if whole:
+            with self.ranks.leaving(whole) as ends:
+                self.writer.flush(self.step if whole else self.step + 1)  # a broken step's rows go when it is taken again
+            if whole and not self.ranks.alone:
+                self._say_ends(ends)
+            if all(end["whole"] for end in ends):
                 self.writer.finish(steps=self.step)
             else:
                 self.writer.write_manifest(steps=self.step)
@@ -221,18 +244,45 @@ class Ledger:
             if self.strict:
                 raise
             warnings.warn(f"intaglio: {error}", RuntimeWarning, stacklevel=3)
+        finally:
+            self.ranks.left(whole=whole)
 
     def _fault(self, error: Exception) -> None:
-        """A fault of the instrument: one warning, everything detached, training goes on."""
+        """A fault of the instrument: one warning, everything detached, training goes on.
+
+        Among several processes the step's hooks stay until all have met and know of it.
+        """
+        if not self.ranks.alone and not isinstance(error, Apart):
+            self._stop_catching()
+            self.ranks.fault = self.ranks.fault or error
+            return
         self.detach()
         if self.strict and isinstance(error, IntaglioError):
             raise error
-        text = f"measuring stopped at step {self.step}: {type(error).__name__}: {error}"
-        warnings.warn(f"intaglio: {text}; what was written is kept, training goes on", RuntimeWarning, stacklevel=2)
+        if self.strict and isinstance(error, Apart) and error.refusal:
+            raise UnmeasurableError(str(error))
+        self._say_fault(str(error) if isinstance(error, Apart) else f"{type(error).__name__}: {error}")
+
+    def _say_fault(self, what: str) -> None:
+        text = f"measuring stopped at step {self.step}: {what}"
+        self._warn(f"{text}; what was written is kept, training goes on")
         try:
             self.writer.write_manifest(fault=text, measured_steps=self.step)
         except IntaglioError:
             pass
+
+    def _say_ends(self, ends: list[dict[str, Any]]) -> None:
+        """What went wrong in the other processes after the last meeting."""
+        faults = [f"process {i}: {end['fault']}" for i, end in enumerate(ends) if "fault" in end]
+        broken = [str(i) for i, end in enumerate(ends) if not end["whole"]]
+        if faults:
+            self._say_fault("; ".join(faults))
+        elif broken:
+            self._warn(f"process {', '.join(broken)} did not come to its block's end, so the run stays unfinished")
+
+    def _warn(self, text: str) -> None:
+        if self.ranks.first:
+            warnings.warn(f"intaglio: {text}", RuntimeWarning, stacklevel=4)
 
     def _bypassed(self, reason: str) -> None:
         """A fused loss that does not use the head: its parameters leave the books, by name."""
@@ -243,7 +293,7 @@ class Ledger:
         if lost:
             self._say_unmeasured(lost)
         else:
-            warnings.warn(f"intaglio: {reason}: losses per token are not known", RuntimeWarning, stacklevel=2)
+            self._warn(f"{reason}: losses per token are not known")
         layout = self.layout
         self.writer.write_manifest(
             parameters_measured=layout.n_measured, coverage=layout.coverage, unmeasured=sorted(layout.unmeasured),
@@ -254,8 +304,7 @@ class Ledger:
         share = sum(self.layout.unmeasured[n].numel() for n in names) / self.layout.n_trainable
         shown = ", ".join(f"{n} ({self.layout.reasons[n]})" for n in names[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        text = f"{share:.1%} of the trained parameters are not measured and stand under `unmeasured`: {shown}{more}"
-        warnings.warn(f"intaglio: {text}", RuntimeWarning, stacklevel=3)
+        self._warn(f"{share:.1%} of the trained parameters are not measured and stand under `unmeasured`: {shown}{more}")
 
     def _guard(self, function: Any) -> None:
         try:
@@ -268,7 +317,7 @@ class Ledger:
         if not self._attached:
             return
         start = time.perf_counter()
-        self._guard(function)
+        self._guard(lambda: self.ranks.together(function))
         self._spent += time.perf_counter() - start
 
     def prime_probes(self) -> None:
@@ -293,7 +342,7 @@ class Ledger:
         if caught.mixed and not self._said_mixed:
             self._said_mixed = True
             text = "examples packed into one row attend to each other, so no push is one example's own"
-            warnings.warn(f"intaglio: {text}; pass use_cache=False and no mask", RuntimeWarning, stacklevel=2)
+            self._warn(f"{text}; pass use_cache=False and no mask")
         if self.collector.records and self.clip.dropped():
             self.collector.records.clear()  # the gradients were cleared without a step
         if self.collector.keep:
@@ -304,13 +353,20 @@ class Ledger:
         """Keep the factors of a pass if they fit the budget; what is given up for that is said."""
         said = self.budget.reason
         if not self.budget.admit(n_tokens, len(self.collector.records)):
-            self.collector.keep = False
-            for record in self.collector.records.values():
-                record.factors.clear()
-            if self.budget.only_norms and not self.layout.lora:
-                self.snapshot = Snapshot()
+            self._drop_factors()
         elif self.budget.spill and not self.collector.spill:
             self.collector.spill_all()
+        self._say_given_up(said)
+
+    def _drop_factors(self) -> None:
+        """The memory budget is passed: this step is measured at level norms."""
+        self.collector.keep = False
+        for record in self.collector.records.values():
+            record.factors.clear()
+        if self.budget.only_norms and not self.layout.lora:
+            self.snapshot = Snapshot()
+
+    def _say_given_up(self, said: str) -> None:
         if self.budget.reason != said:
             print(f"intaglio: {self.budget.reason}")
             self.writer.write_manifest(memory=self.budget.as_dict())
@@ -344,14 +400,26 @@ class Ledger:
             self._timed(self._after)
 
     def _before(self) -> None:
-        records = list(self.collector.records.values())
+        self._meet_others(sum(r.caught.n_slots for r in self.collector.records.values()))
+        self.clip.average(self.ranks)
         self._scales = self.clip.read()
         if self.collector.keep or self.layout.lora:
             self.snapshot.take(self.optimizer)
         self._probing = []
         if self.probes and self.step % self.probe_every == 0:
             self._probing = [self._probe_before(p) for p in self.probes]
-        self._have = bool(records)
+
+    def _meet_others(self, examples: int) -> None:
+        """Where this process's examples stand in the step's batch, and whether all processes kept their factors."""
+        seen, kept = self.ranks.table(examples, self.collector.keep).T
+        if seen.min() == 0 < seen.max():
+            raise RuntimeError(f"process {seen.argmin()} trained on no example that could be seen")
+        self.recorder.first_slot = int(seen[: self.ranks.rank].sum())
+        if self.collector.keep and not kept.all():
+            said = self.budget.reason
+            self.budget.refused_elsewhere(int(kept.argmin()))
+            self._drop_factors()
+            self._say_given_up(said)
 
     def _probe_before(self, probe: Probe) -> _ProbeStep:
         start = time.perf_counter()
@@ -379,6 +447,8 @@ class Ledger:
                 self.layout, records, self.optimizer, self.snapshot,
                 rule_name=self.rule_name, scales=scales, foreign=foreign, lora_weight2=self.lora_weight2,
             )  # fmt: skip
+            books.part_data = self.ranks.sum(books.part_data)  # all other accounts are the same in every process
+            books.data = float(books.part_data.sum())
             self.path_l2 += books.update_l2
             self.budget.fitted()
         if any(r.coarse for r in records) and self.tolerance < COARSE:
@@ -405,45 +475,51 @@ class Ledger:
         examples = [e for r in records for e in r.caught.examples(_trained(r))]
         ids = self._ids = [e[0] for e in examples]
         sketches = torch.cat([r.sketch_NS for r in records])
-        products = (sketches @ sketches.mT).double().cpu().numpy()
-        match, grad_l2 = gradient_match(self.layout, records, self.collector.projections, scales)
+        total_S = self.ranks.sum(sketches.double().sum(0))
+        match, grad_l2 = gradient_match(self.layout, records, total_S, self.collector.projections, scales, self.ranks)
+        own, along = (x.cpu().numpy() for x in (sketches.double().square().sum(1), sketches.double() @ total_S))
         squared = np.concatenate([make.squared_push(r) for r in records])
         extra: dict[str, Any] = {}
         if books is not None and self.level == "exact":
             exact = exact_products(self.layout, records, self.optimizer, books, scales, self.snapshot)
-            products, match = exact.products_NN, exact.gradient_match
             extra["churn"] = np.sqrt(np.clip(exact.squared_c - _shifts(books) ** 2, 0, None))
-        visits = make.visit_columns(self.step, records, books, ids, products, self.writer.rank) | extra
-        self.writer.append("visits", visits)
+            if self.ranks.alone:
+                own, along, match = exact.products_NN.diagonal(), exact.products_NN.sum(1), exact.gradient_match
+            elif not self.layout.lora:  # of the other processes' examples only their sum is here, as the gradient
+                own, along = exact.products_NN.diagonal(), exact.along_N
+        visits = make.visit_columns(self.step, records, books, ids, self.writer.rank) | extra
+        trained = np.array(visits["targets"]) > 0
+        everyone = self.ranks.sums(
+            examples=len(ids), targets=int(np.sum(visits["targets"])), nats=_nats(visits), trained=int(trained.sum()),
+            squared=float(squared[trained].sum()), along=float(along.sum()), total2=float((squared + along - own).sum()),
+        )  # fmt: skip
+        visits["alignment"] = make.leave_one_out(own, along, everyone["along"])
+        self.recorder.append("visits", visits)
         self.recorder.sketches(self.step, ids, sketches, squared, exact=self.level == "exact")
         self.recorder.places(self.step, records, books, visits, ids)
         if books is not None and self.level == "exact":
-            self.recorder.pairs(self.step, products, visits["loss_weight"])
+            self.recorder.pairs(self.step, exact.products_NN, visits["loss_weight"])
         if self.group_carry is not None and books is not None:
             groups = [self.recorder.group(i) for i in ids]
             carried = self.group_carry.step(records, groups, books, scales, self.snapshot, self.optimizer)
             self.writer.append_rows(
                 "group_carry", [{"step": self.step, "group": g, "carry_shift": v} for g, v in carried.items()]
             )
-        total2 = grad_l2**2
-        if self.layout.lora:  # autograd never makes the product's gradient; lengths are exact, products as good as `products`
-            total2 = float(squared.sum() + products.sum() - np.trace(products))
-        self._record_step(records, books, visits, clip_scale, match, total2, squared)
+        # Under LoRA autograd never makes the product's gradient; lengths are exact, products as good as `along`.
+        total2 = everyone["total2"] if self.layout.lora else grad_l2**2
+        self._record_step(books, everyone, clip_scale, match, total2)
         self.recorder.examples(examples)
 
     def _record_step(
-        self, records: list, books: StepBooks | None, visits: dict, clip_scale: float, match: float,
-        total2: float, squared: np.ndarray,
-    ) -> None:  # fmt: skip
-        trained = np.array(visits["targets"]) > 0
-        gg, s = make.agreement(total2, squared[trained])
-        targets = int(np.sum(visits["targets"]))
-        weighted = [l * t for l, t in zip(visits["loss_nats"], visits["targets"]) if t]
+        self, books: StepBooks | None, everyone: dict[str, float], clip_scale: float, match: float, total2: float
+    ) -> None:
+        gg, s = make.agreement(total2, everyone["squared"], int(everyone["trained"]))
+        targets = int(everyone["targets"])
         now = time.perf_counter()
         row = {
-            "step": self.step, "examples": len(visits["slot"]), "targets": targets,
+            "step": self.step, "examples": int(everyone["examples"]), "targets": targets,
             "lr": float(self.optimizer.param_groups[0]["lr"]),
-            "loss_nats": sum(weighted) / targets if targets else None,
+            "loss_nats": everyone["nats"] / targets if targets else None,
             "grad_l2": math.sqrt(max(total2, 0.0)), "clip_scale": clip_scale, "gradient_match": match,
             "unsettled": self.step < make.UNSETTLED_STEPS, "agreement_gg": gg, "agreement_s": s,
             "measured": self.level if books is not None else "norms",
@@ -456,7 +532,7 @@ class Ledger:
                 "unexplained_shift": books.unexplained, "interaction_shift": books.interaction,
                 "rounding_shift": books.rounding, "closure": books.closure, "path_l2": self.path_l2,
             }  # fmt: skip
-        self.writer.append_rows("steps", [row])
+        self.recorder.append_rows("steps", [row])
         self.latest = row
         self._ended, self._spent, self.tap.seconds = now, 0.0, 0.0
 
@@ -480,7 +556,7 @@ class Ledger:
             predicted = row["credit_sum_nats"] + row["carry_nats"] + row["decay_nats"] + row["unmeasured_nats"]
             row["residual_nats"] = row["measured_change_nats"] - predicted
         row["seconds"] = probing.seconds + time.perf_counter() - start
-        self.writer.append_rows("probes", [row])
+        self.recorder.append_rows("probes", [row])
         self.recorder.probe_state(self.step, probing.probe, probing.state)
 
     def _prepare_credits(self, probing: _ProbeStep) -> None:
@@ -493,12 +569,12 @@ class Ledger:
         accounts = probing.accounts
         credit_N = credit_of_visits(self.layout, records, accounts)
         n = len(credit_N)
-        self.writer.append("credits", {
+        self.recorder.append("credits", {
             "step": [self.step] * n, "slot": list(range(n)), "probe": [probing.probe.name] * n,
             "example": self._ids, "credit_nats": credit_N,
         })  # fmt: skip
         return {
-            "credit_sum_nats": float(credit_N.sum()), "carry_nats": accounts.carry, "decay_nats": accounts.decay,
+            **self.ranks.sums(credit_sum_nats=float(credit_N.sum())), "carry_nats": accounts.carry, "decay_nats": accounts.decay,
             "unmeasured_nats": accounts.unmeasured,
         }  # fmt: skip
 
@@ -509,11 +585,16 @@ class Ledger:
             start = time.perf_counter()
             with undisturbed(self.model):
                 state = measure_probe(self.model, probe)
-            self.writer.append_rows("probes", [{
+            self.recorder.append_rows("probes", [{
                 "step": self.step, "probe": probe.name, "loss_nats": state.loss_nats, "kl_nats": state.kl_nats,
                 "seconds": time.perf_counter() - start,
             }])  # fmt: skip
             self.recorder.probe_state(self.step, probe, state)
+
+
+def _nats(visits: dict[str, Any]) -> float:
+    """Summed loss of all trained tokens."""
+    return float(sum(loss * n for loss, n in zip(visits["loss_nats"], visits["targets"]) if n))
 
 
 def _shifts(books: StepBooks) -> np.ndarray:
@@ -524,14 +605,3 @@ def _trained(record: Any) -> torch.Tensor:
     """(B, T) which positions predict a trained target; every token where no target was seen."""
     return record.caught.segment_BT >= 0 if record.target_BT is None else record.target_BT >= 0
 
-
-def _refuse_several_processes(model: nn.Module) -> None:
-    """Under DDP and FSDP the gradient that steps is a mean over processes, whose books are not kept here."""
-    wrappers = {"DistributedDataParallel", "FullyShardedDataParallel", "DataParallel"}
-    kinds = {type(m).__name__ for m in model.modules()} & wrappers
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if kinds or (several and torch.distributed.get_world_size() > 1):
-        raise UnmeasurableError(
-            "training over several processes is not measured", got=", ".join(sorted(kinds)) or "torch.distributed",
-            expected="one process on one device",
-        )  # fmt: skip

@@ -15,6 +15,9 @@ from intaglio.measure.probes import Probe, ProbeState
 from intaglio.model.layout import Layout
 from intaglio.store.run import RunWriter
 
+ALIKE = {"steps", "parts", "probes", "probe_items", "drift"}  # tables that are the same in every process
+SLOTS = ("slot", "slot_a", "slot_b")
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -28,6 +31,9 @@ class Source:
 
 class Recorder:
     """Writes what a step showed; knows the data set's sources and what was named before.
+
+    Attributes:
+        first_slot: examples of the step in the processes before this one.
 
     Args:
         writer: of the run.
@@ -44,8 +50,22 @@ class Recorder:
     ) -> None:  # fmt: skip
         self.writer, self.layout, self.tokenizer = writer, layout, tokenizer
         self.sources, self.keep_tokens, self.seed = dict(sources), keep_tokens, seed
+        self.first_slot = 0
         self._seen_examples: set[str] = set()
         self._seen_tokens: set[int] = set()
+
+    def append(self, table: str, columns: Mapping[str, Any]) -> None:
+        """Rows of this process's examples, whose slots count on; what all processes know, the first one writes."""
+        if table in ALIKE and self.writer.rank:
+            return
+        if self.first_slot:
+            columns = dict(columns) | {n: np.asarray(columns[n]) + self.first_slot for n in SLOTS if n in columns}
+        self.writer.append(table, columns)
+
+    def append_rows(self, table: str, rows: list[dict[str, Any]]) -> None:
+        """The same, from dictionaries."""
+        if not (table in ALIKE and self.writer.rank):
+            self.writer.append_rows(table, rows)
 
     def restore(self, examples: list[str], tokens: list[int]) -> None:
         """What a resumed run has named already."""
@@ -63,22 +83,22 @@ class Recorder:
             error = np.abs(np.sqrt(length2 / squared) - 1)
         values = sketches.cpu().to(torch.float16).float().numpy() if not exact else sketches.cpu().numpy()
         n = len(ids)
-        self.writer.append("sketches", {
+        self.append("sketches", {
             "step": [step] * n, "slot": list(range(n)), "rank": [self.writer.rank] * n, "example": ids,
             "sketch": list(values), "seed": [self.seed] * n, "error": error,
         })  # fmt: skip
 
     def places(self, step: int, records: list, books: StepBooks | None, visits: dict, ids: list[str]) -> None:
         """Rows of `visit_parts`, `tokens` and `parts`."""
-        self.writer.append(
+        self.append(
             "visit_parts", make.visit_part_columns(step, self.layout, records, books, visits["loss_weight"])
         )
         kept = [int(i[:8], 16) < self.keep_tokens * 0x100000000 for i in ids]
         tokens = make.token_columns(step, records, books, kept)
         if tokens is not None:
-            self.writer.append("tokens", tokens)
+            self.append("tokens", tokens)
         if books is not None:
-            self.writer.append("parts", make.part_columns(step, self.layout, books))
+            self.append("parts", make.part_columns(step, self.layout, books))
 
     def pairs(self, step: int, products: np.ndarray, weights: list[float]) -> None:
         """Rows of `pairs`, from exact inner products of the visits as they were weighted."""
@@ -87,7 +107,7 @@ class Recorder:
         with np.errstate(invalid="ignore", divide="ignore"):
             cosine = products / np.sqrt(np.outer(np.diag(products), np.diag(products))) * np.sign(np.outer(omega, omega))
         a, b = np.triu_indices(len(products), 1)
-        self.writer.append("pairs", {
+        self.append("pairs", {
             "step": np.full(len(a), step), "slot_a": a, "slot_b": b, "dot": dots[a, b], "cosine": cosine[a, b],
         })  # fmt: skip
 
@@ -105,14 +125,14 @@ class Recorder:
                 "tokens": len(token_ids), "targets": sum(mask), "preview": preview,
                 "token_ids": token_ids, "target_mask": mask,
             })  # fmt: skip
-        self.writer.append_rows("examples", fresh)
+        self.append_rows("examples", fresh)
         if self.tokenizer is not None:
             new = {t for row in fresh for t in row["token_ids"]} - self._seen_tokens
             if new:
                 from intaglio.data.vocab import vocab_rows
 
                 self._seen_tokens |= new
-                self.writer.append_rows("vocab", vocab_rows(self.tokenizer, sorted(new)))
+                self.append_rows("vocab", vocab_rows(self.tokenizer, sorted(new)))
 
     def _preview(self, token_ids: list[int]) -> str:
         if self.tokenizer is None:
@@ -125,12 +145,12 @@ class Recorder:
         def at(values: list, i: int) -> Any:
             return values[i] if i < len(values) else None
 
-        self.writer.append_rows("probe_items", [
+        self.append_rows("probe_items", [
             {"step": step, "probe": probe.name, "item": i, "fact": at(probe.facts, i), "group": at(probe.groups, i),
              "loss_nats": loss, "preview": at(probe.previews, i)}
             for i, loss in enumerate(state.item_losses_nats)
         ])  # fmt: skip
-        self.writer.append_rows("drift", [
+        self.append_rows("drift", [
             {"step": step, "probe": probe.name, "layer": layer, "relative_l2": r, "cosine": c, "cka": k}
             for layer, r, c, k in state.drift
         ])  # fmt: skip

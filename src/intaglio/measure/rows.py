@@ -73,35 +73,39 @@ def squared_push(record: Record) -> np.ndarray:
     return (record.push2_NA.sum(1) + record.extra2_N).clamp_min(0).cpu().numpy()
 
 
-def leave_one_out(products_NN: np.ndarray) -> np.ndarray:
-    """(N,) cosine of each gradient with the sum of the others, from their inner products. NaN for one alone."""
-    rows = products_NN.sum(1)
-    own = np.diag(products_NN)
-    others2 = products_NN.sum() - 2 * rows + own
+def leave_one_out(own_N: np.ndarray, along_N: np.ndarray, total2: float) -> np.ndarray:
+    """(N,) cosine of each gradient with the sum of the others. NaN for one alone.
+
+    Args:
+        own_N: squared lengths.
+        along_N: inner products with the sum of all.
+        total2: squared length of the sum of all.
+    """
+    others2 = total2 - 2 * along_N + own_N
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where((own > 0) & (others2 > 0), (rows - own) / np.sqrt(own * others2), math.nan)
+        return np.where((own_N > 0) & (others2 > 0), (along_N - own_N) / np.sqrt(own_N * others2), math.nan)
 
 
-def agreement(total2: float, squared_N: np.ndarray) -> tuple[float | None, float | None]:
+def agreement(total2: float, squared: float, b: int) -> tuple[float | None, float | None]:
     """Unbiased GG and S of a step (McCandlish 1812.06162), with B h_i in the place of g_i.
 
     Args:
         total2: squared norm of the sum of all h_i, or an unbiased estimate (which may be negative).
-        squared_N: squared norms of the h_i.
+        squared: sum of the squared norms of the h_i.
+        b: examples, B.
     """
-    b = len(squared_N)
     if b < 2:
         return None, None
-    mean2 = b * float(squared_N.sum())  # mean of |B h_i|^2
+    mean2 = b * squared  # mean of |B h_i|^2
     gg = (b * total2 - mean2) / (b - 1)
     s = (mean2 - total2) / (1 - 1 / b)
     return gg, s
 
 
 def visit_columns(
-    step: int, records: list[Record], books: StepBooks | None, ids: list[str], products_NN: np.ndarray, rank: int
+    step: int, records: list[Record], books: StepBooks | None, ids: list[str], rank: int
 ) -> dict[str, Any]:
-    """Columns of `visits` (without churn) for all records of a step."""
+    """Columns of `visits` (without alignment and churn) for all records of a step."""
     losses, targets, push, kinds, weights = [], [], [], [], []
     for record in records:
         omega, kind = loss_weights(record)
@@ -117,7 +121,7 @@ def visit_columns(
     return {
         "step": [step] * n, "slot": list(range(n)), "rank": [rank] * n, "example": ids, "targets": targets,
         "loss_nats": losses, "push": push, "push_kind": kinds, "shift": shift,
-        "alignment": leave_one_out(products_NN), "loss_weight": weights,
+        "loss_weight": weights,
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from intaglio.measure.ranks import Ranks
 from intaglio.measure.rules import Rule, denominator, rule_for
 from intaglio.model.layout import Layout, Site, Weight
 
@@ -250,7 +251,7 @@ class ClipScale:
     @staticmethod
     def _sample(grad: Tensor) -> Tensor:
         flat = grad.detach().reshape(-1)
-        return flat[:: max(1, flat.numel() // SAMPLES)].clone()
+        return flat[:: _stride(flat)].clone()
 
     def dropped(self) -> bool:
         """Whether the gradients caught so far were cleared without a step."""
@@ -259,6 +260,15 @@ class ClipScale:
             if then is not None and bool(then.any()):
                 return p.grad is None or not bool(self._sample(p.grad).any())
         return False
+
+    def average(self, ranks: Ranks) -> None:
+        """The mean over the processes of what was read before their gradients were averaged."""
+        if ranks.alone:
+            return
+        mine = [self.then.get(id(p), torch.zeros(_samples(p), device=p.device)).double() for p in self.params]
+        seen = torch.tensor([id(p) in self.then for p in self.params], dtype=torch.float64, device=mine[0].device)
+        *means, seen = ranks.sum(torch.cat([*mine, seen])).split([*map(len, mine), len(seen)])
+        self.then = {id(p): mean / ranks.world for p, mean, n in zip(self.params, means, seen.tolist()) if n}
 
     def clear(self) -> None:
         self.then.clear()
@@ -285,6 +295,14 @@ class ClipScale:
         median = ordered[len(ordered) // 2] if ordered else 1.0
         scales.update({key: median for key in unknown})
         return scales, foreign, median
+
+
+def _stride(p: Tensor) -> int:
+    return max(1, p.numel() // SAMPLES)
+
+
+def _samples(p: Tensor) -> int:
+    return -(-p.numel() // _stride(p))
 
 
 def layout_params(layout: Layout) -> list[torch.nn.Parameter]:

@@ -43,10 +43,10 @@ def _rows(run: Run, table: str) -> Any:
     from pyarrow import dataset
 
     from intaglio.store.parts import check_whole
-    from intaglio.store.run import schema_of
+    from intaglio.store.run import NAMED_ONCE, schema_of
 
     files = run.files(table)
-    if not files:
+    if not files or table in NAMED_ONCE:
         return run.table(table)
     check_whole(files)
     return dataset.dataset([str(file) for file in files], schema=schema_of(table), format="parquet")

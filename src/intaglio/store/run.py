@@ -4,6 +4,7 @@ A run is written under `NAME.partial/` and renamed to `NAME/` when it is finishe
 so a folder without `.partial` is whole. Each flush writes one parquet file per
 table aside and renames it, and touches no earlier one: a killed process loses at
 most the last flush, and a flush costs what it writes.
+Several processes write one run side by side; the first makes, describes and closes it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _TYPES = {
     "list<int64>": pa.list_(pa.int64()), "list<int32>": pa.list_(pa.int32()),
     "list<float32>": pa.list_(pa.float32()), "list<bool>": pa.list_(pa.bool_()),
 }  # fmt: skip
+NAMED_ONCE = ("examples", "vocab")  # every process names what it meets; a reader sees each name once
 
 
 def schema_of(table: str) -> pa.Schema:
@@ -48,7 +50,7 @@ class RunWriter:
         manifest: what is known at the start; JSON values only.
         force: replace an existing run of this name.
         resume: continue the partial run of this name.
-        rank: process number, part of every file name.
+        rank: process number, part of every file name; above 0 nothing but rows is written.
     """
 
     def __init__(
@@ -56,6 +58,10 @@ class RunWriter:
     ) -> None:
         self.path, self.rank, self._buffers = Path(path), rank, defaultdict(list)
         self.folder = _partial(self.path)
+        self._force = force
+        self.manifest: dict[str, Any] = {**manifest, "schema_version": SCHEMA_VERSION, "complete": False}
+        if rank:
+            return
         check_free(self.path, force=force, resume=resume)
         try:
             if not resume:
@@ -63,14 +69,26 @@ class RunWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot create {self.folder}: {error.strerror or error}") from None
-        self._force = force
         kept = _read_manifest(self.folder) if resume and (self.folder / "manifest.json").exists() else {}
-        self.manifest: dict[str, Any] = {**kept, **manifest, "schema_version": SCHEMA_VERSION, "complete": False}
+        self.manifest = {**kept, **self.manifest}
         self.write_manifest()
+
+    def mark(self) -> int:
+        """When the manifest was written: the same in every process that sees this folder.
+
+        Raises:
+            StoreError: it cannot be seen.
+        """
+        try:
+            return (self.folder / "manifest.json").stat().st_mtime_ns
+        except OSError:
+            raise StoreError(f"{self.folder} is not there", expected="a folder that all processes share") from None
 
     def write_manifest(self, **changes: Any) -> None:
         """Merge `changes` into the manifest and write it."""
         self.manifest.update(changes)
+        if self.rank:
+            return
         text = json.dumps(self.manifest, indent=1, ensure_ascii=False, sort_keys=True)
         write_atomic(self.folder / "manifest.json", lambda p: p.write_text(text, encoding="utf-8"))
 
@@ -111,11 +129,14 @@ class RunWriter:
             del self._buffers[table]
 
     def drop_after(self, step: int) -> None:
-        """Drop every part written after optimizer step `step` (what a resumed run will write again)."""
+        """Drop every part written after optimizer step `step` (what a resumed run will write again).
+
+        The first process drops the others' parts, too: there may be fewer of them now.
+        """
         for path in (p for table in TABLES for p in parts_of(self.folder / table)):
             of_step, rank, _ = numbers_of(path)
-            if of_step > step and rank == self.rank:
-                path.unlink()
+            if of_step > step and self.rank in (0, rank):
+                path.unlink(missing_ok=True)
 
     def keep_rows(self, table: str, wanted: Callable[[pa.Table], Any], columns: Sequence[str]) -> None:
         """Rewrite those parts of a table that hold rows that are not wanted, without them.
@@ -143,6 +164,8 @@ class RunWriter:
     def finish(self, **changes: Any) -> Path:
         """Mark the run complete, give it its final name and compact its parts."""
         self.flush(99999999)
+        if self.rank:
+            return self.path
         self.write_manifest(complete=True, **changes)
         if self._force and self.path.exists():
             shutil.rmtree(self.path)
@@ -158,7 +181,7 @@ class RunWriter:
         for folder in sorted(p for p in self.path.iterdir() if p.name in TABLES):
             parts = parts_of(folder)
             if len(parts) > 1 and not (folder / WHOLE).exists():
-                whole = pa.concat_tables([pq.ParquetFile(p).read() for p in parts])
+                whole = _joined(folder.name, parts)
                 try:
                     write_table(folder / WHOLE, whole)
                 except StoreError:
@@ -166,6 +189,18 @@ class RunWriter:
             if (folder / WHOLE).exists():
                 for part in parts:
                     part.unlink()
+
+
+def _joined(table: str, parts: list[Path]) -> pa.Table:
+    """The rows of several parts; of several processes in the order of the key, and each name once."""
+    whole = pa.concat_tables([pq.ParquetFile(p).read() for p in parts])
+    if len({numbers_of(p)[1] for p in parts if p.name != WHOLE}) < 2:
+        return whole
+    key = TABLES[table].key
+    if table in NAMED_ONCE:
+        numbered = whole.select(key).append_column("place", pa.array(range(len(whole))))
+        whole = whole.take(numbered.group_by(list(key)).aggregate([("place", "min")])["place_min"])
+    return whole.sort_by([(name, "ascending") for name in key])
 
 
 def check_free(path: str | Path, *, force: bool = False, resume: bool = False) -> None:
@@ -235,7 +270,7 @@ class Run:
         if not files:
             return schema_of(name).empty_table()
         check_whole(files)
-        return pa.concat_tables([pq.ParquetFile(f).read() for f in files]).cast(schema_of(name))
+        return _joined(name, files).cast(schema_of(name))
 
     def column(self, table: str, name: str) -> list[Any]:
         """One column of a table, without reading the others."""
