@@ -274,6 +274,12 @@ def sample(*, per_group: int = 12, seed: int = 0, target: bool = True) -> Findin
             for l in range(LAYERS)
             for h in range(HEADS)
         },
+        head_series={
+            f"L{l}.attn.H{h}": [None if s % 7 == 3 else 0.4 + 0.1 * l + 0.05 * h - 0.002 * s for s in range(40)]
+            for l in range(LAYERS)
+            for h in range(HEADS)
+        },
+        head_series_steps=list(range(0, STEPS, 3)),
         relative_update={a: 1e-3 * (1 + i % 7) for i, a in enumerate(layers)},
         visit_part_totals={
             g: {a: s * _SCALE[g] * rng.lognormvariate(0, 0.2) for a, s in share.items()} for g in GROUPS

@@ -164,10 +164,11 @@ def signed_levels(values: list[float]) -> tuple[list[int], float]:
 def levels(values: list[float]) -> tuple[list[int], tuple[float, float]]:
     """Values as heat levels, linear between their 2nd and 98th percentiles; and those ends.
 
-    The lower end is 0 unless all values lie so far above it that most colours would go unused.
+    The lower end is 0 unless all values lie so far above it that most colours would go unused; the
+    colours always span a fifth of the top at least, so that small differences do not look large.
     """
     ranked = sorted(values)
     top = (ranked[int(0.98 * (len(ranked) - 1))] if ranked else 0.0) or max(values, default=0.0) or 1.0
     low = ranked[int(0.02 * (len(ranked) - 1))] if ranked else 0.0
-    low = low if 0.25 * top < low < top else 0.0
+    low = min(low, 0.8 * top) if 0.25 * top < low else 0.0
     return [max(0, min(HEAT_LEVELS - 1, int(HEAT_LEVELS * (v - low) / (top - low)))) for v in values], (low, top)

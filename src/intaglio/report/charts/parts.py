@@ -64,8 +64,8 @@ def layers_by_steps(*views: View) -> Drawn | None:
     if not drawn:
         return None
     parts = [(v, [r for r in rows if r["part"] == part]) for v, rows in drawn for part in ("attn", "mlp")]
-    top, n_layers = _level(parts if views[0].mark else drawn), _count(drawn, "layer")
-    panels = [_layer_panel(v, rows, ("attn", "mlp")[i % 2], n_layers) for i, (v, rows) in enumerate(parts)]
+    top, span = _level(parts if views[0].mark else drawn), _span(drawn)
+    panels = [_layer_panel(v, rows, ("attn", "mlp")[i % 2], span) for i, (v, rows) in enumerate(parts)]
     lines = [alt.hconcat(*panels[i : i + 2], spacing=30) for i in range(0, len(panels), 2)]
     chart = alt.vconcat(*lines, spacing=18) if len(lines) > 1 else lines[0]
     return svg(chart, name="layers", label=str(views[0].t("figure.layers")), lang=views[0].lang), top
@@ -74,6 +74,12 @@ def layers_by_steps(*views: View) -> Drawn | None:
 def _count(drawn: list[tuple[View, list[dict[str, Any]]]], field: str) -> int:
     """How many layers, or heads, the largest of the runs has."""
     return 1 + max((row[field] for _, rows in drawn for row in rows), default=0)
+
+
+def _span(drawn: list[tuple[View, list[dict[str, Any]]]]) -> tuple[int, int]:
+    """From the first layer that was trained in any run to after the last."""
+    layers = [row["layer"] for _, rows in drawn for row in rows]
+    return min(layers), 1 + max(layers)
 
 
 def _layer_rows(view: View, address: str, line: list[float | None]):
@@ -91,10 +97,10 @@ def _mark(view: View) -> str:
     return f"{view.mark} · " if view.mark else ""
 
 
-def _layer_panel(view: View, rows: list[dict], part: str, n_layers: int) -> alt.Chart:
+def _layer_panel(view: View, rows: list[dict], part: str, span: tuple[int, int]) -> alt.Chart:
     y = alt.Y(
         "layer:Q",
-        scale=alt.Scale(domain=[0, n_layers], nice=False),
+        scale=alt.Scale(domain=list(span), nice=False),
         axis=axis(
             str(view.t("axis.layer")) if part == "attn" else None, view.lang, grid=False, tickCount=6, tickMinStep=1
         ),
@@ -107,7 +113,7 @@ def _layer_panel(view: View, rows: list[dict], part: str, n_layers: int) -> alt.
     tall = 11 if not view.mark else 7
     return alt.Chart(data(rows), title=_titled(view, rows, str(view.t(f"part.{part}")))).mark_rect(stroke=None).encode(
         x=x, x2="x1:Q", y=y, y2="next:Q", color=heat("level"), description="tip:N",
-    ).properties(width=(WIDTH - 120) / 2, height=max(120, min(330, tall * n_layers)))  # fmt: skip
+    ).properties(width=(WIDTH - 120) / 2, height=max(60, min(330, tall * (span[1] - span[0]))))  # fmt: skip
 
 
 def heads(*views: View) -> Drawn | None:

@@ -25,7 +25,7 @@ def with_scale(view: View, drawn: Any, *, percent: bool = False) -> dict[str, An
     if drawn is None:
         return None
     chart, (low, top) = drawn
-    show = view.n.percent if percent else view.u if not view.mark else lambda v: f"{view.n(v, 2)} ×"
+    show = view.n.percent if percent else view.u if not view.mark else lambda v: f"{view.n(v)} ×"
     return {
         "chart": chart,
         "levels": range(HEAT_LEVELS),
