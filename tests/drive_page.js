@@ -17,6 +17,11 @@ addEventListener("load", () => setTimeout(() => {
     dot.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX: r.left, clientY: r.top }));
     seen.tip = $("#tip").hidden ? "" : $("#tip").textContent;
   }
+  const mark = $(".twins svg a path");
+  if (mark) {
+    mark.dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
+    seen.twins = all(".twins .twin").length;
+  }
   const text = $(".tokens");
   if (text) {
     text.focus();

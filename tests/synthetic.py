@@ -151,13 +151,13 @@ def _write_step(writer: RunWriter, world: World, step: int, batch: np.ndarray, g
     writer.append_rows("steps", [{
         "step": step, "examples": b, "targets": 8 * b, "lr": 0.01,
         "loss_nats": float(losses(world, batch, seen).mean()), "grad_l2": float(np.sqrt(mean2)),
-        "clip_scale": 1.0, "update_l2": length,
+        "clip_scale": 1.0, "update_l2": length if has_shift else None,
         "data_shift": float(shift.sum()) if has_shift else None, "carry_shift": 0.0 if has_shift else None,
         "decay_shift": 0.0 if has_shift else None, "closure": abs(shift.sum() / length - 1) if has_shift else None,
         "gradient_match": 1e-7 if has_shift else None, "unsettled": step < 10,
         "agreement_gg": (b * mean2 - norms2.mean()) / (b - 1) if b > 1 else None,
         "agreement_s": (norms2.mean() - mean2) / (1 - 1 / b) if b > 1 else None,
-        "path_l2": walked, "net_l2": net, "measured": measured, "seconds": 0.1, "measure_seconds": 0.01,
+        "path_l2": walked if has_shift else None, "net_l2": net, "measured": measured, "seconds": 0.1, "measure_seconds": 0.01,
     }])  # fmt: skip
     names = [world.name(i) for i in batch]
     targets = [len(_ids(world, i)) - 1 for i in batch]

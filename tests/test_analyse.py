@@ -160,6 +160,35 @@ def test_unmeasured_steps_are_scaled_up_and_widen_the_interval(tmp_path):
     assert sum(e.shift_abs_u or 0 for e in part.examples) == pytest.approx(guess.value)
 
 
+def test_every_sum_over_unmeasured_steps_carries_an_interval_that_holds_the_truth(tmp_path):
+    """Rows, heads, parts, groups in parts, the path: where steps were left out each says how far off it may be."""
+    whole, part = (found(tmp_path / str(n), World(epochs=16, every=n)) for n in (1, 4))
+    true = {e.example: e for e in whole.examples}
+    pairs = [(e, true[e.example]) for e in part.examples if e.shift_abs_u is not None]
+    assert all(e.shift_half_u > 0 for e, _ in pairs) and all(e.shift_half_u == 0 for e in whole.examples)
+    for name in ("shift_abs_u", "shift_net_u"):
+        held = [abs(getattr(e, name) - getattr(t, name)) <= e.shift_half_u for e, t in pairs]
+        assert np.mean(held) > 0.8, name
+    assert whole.path_half_u == 0 < part.path_half_u and abs(part.path_u - whole.path_u) <= part.path_half_u
+    for totals, halves in (("head_totals", "head_half_u"), ("relative_update", "relative_half")):
+        assert getattr(part, totals) and getattr(part, halves).keys() == getattr(part, totals).keys()
+        assert not any(getattr(whole, halves).values())
+        for address, value in getattr(part, totals).items():
+            assert abs(value - getattr(whole, totals)[address]) <= 1.6 * getattr(part, halves)[address], address
+    assert part.visit_part_half_u.keys() == part.visit_part_totals.keys() == {"", "even", "odd"}
+    for group, parts in part.visit_part_totals.items():
+        for name, value in parts.items():
+            half = part.visit_part_half_u[group][name]
+            assert half > 0 and abs(value - whole.visit_part_totals[group][name]) <= 1.6 * half
+
+
+def test_one_measured_step_gives_no_interval_rather_than_a_narrow_one(tmp_path):
+    part = found(tmp_path, World(epochs=2, every=10**6))
+    assert part.steps_with_shift == 1 and part.steps_total > 1
+    assert part.path_half_u is None and part.head_half_u == {} and part.visit_part_half_u == {}
+    assert part.groups[0].shift_abs_u.low is None
+
+
 def test_the_path_over_unmeasured_steps_is_interpolated(tmp_path):
     run = open_run(write_run(tmp_path / "run", World(epochs=12)))
     data = load(run)

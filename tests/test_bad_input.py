@@ -30,10 +30,9 @@ def data(tmp_path) -> Path:
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch, request):
     """Most of these never come to it."""
-    from intaglio.commands import scan, train
+    from intaglio.commands import summary
 
-    monkeypatch.setattr(train, "finish", lambda *_, **__: None)
-    monkeypatch.setattr(scan, "_finish", lambda *_: None)
+    monkeypatch.setattr(summary, "conclude", lambda *_, **__: None)
 
 
 def nothing(out: Path) -> bool:

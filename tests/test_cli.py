@@ -65,6 +65,33 @@ def test_help_of_a_command_shows_an_example_and_every_option(command):
     assert not HEAVY & modules and seconds < MOST_SECONDS
 
 
+def test_what_is_shared_is_explained_once_and_alike():
+    """Every option that two commands have under one name says the same, or stands explained in the command itself."""
+    from intaglio.commands.options import HELP, explained
+
+    @explained
+    def command(subject: str, *, lang: str = "en", seed: int = 0) -> None:
+        """A line.
+
+        Parameters
+        ----------
+        seed
+            Of nothing,
+            on two lines.
+        """
+
+    assert inspect.getdoc(command) == (
+        f"A line.\n\nParameters\n----------\nsubject\n    {HELP['subject']}\nlang\n    {HELP['lang']}\n"
+        "seed\n    Of nothing,\n    on two lines."
+    )
+    with pytest.raises(KeyError, match="unheard"):
+        explained(lambda unheard: None)
+    functions = [getattr(importlib.import_module(f"intaglio.commands.{c}"), c) for c in COMMANDS]
+    docs = [f"\n{inspect.getdoc(f)}\n" for f in functions]
+    used = {name for name, text in HELP.items() if any(f"\n{name}\n    {text}\n" in doc for doc in docs)}
+    assert used == set(HELP), "help that no command shows"
+
+
 def test_the_version():
     said, modules, _ = help_of("--version")
     assert said.strip() == intaglio.__version__ and not HEAVY & modules

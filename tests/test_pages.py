@@ -6,10 +6,12 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from intaglio.analyse import compare
 from intaglio.report import render, render_compare
 from sample_findings import sample
 
@@ -29,8 +31,12 @@ def findings():
 @pytest.fixture(scope="module")
 def pages(findings) -> dict[str, str]:
     other = sample(seed=1)
+    other = replace(other, name="a-run-with-a-rather-long-name-2026-11-22", examples=[
+        replace(x, example=y.example) for x, y in zip(other.examples, findings.examples)])  # fmt: skip
     pages = {f"page-{lang}": render(findings, lang=lang) for lang in ("en", "ru")}
-    return pages | {f"compare-{lang}": render_compare(findings, other, lang=lang) for lang in ("en", "ru")}
+    return pages | {
+        f"compare-{lang}": render_compare(findings, other, compare(findings, other), lang=lang) for lang in ("en", "ru")
+    }
 
 
 def visit(page: str, folder: Path, width: int) -> dict:
@@ -74,3 +80,9 @@ def test_controls_work(pages, tmp_path):
     assert "shift" in seen["token"]
     assert seen["view"] and seen["down"] and seen["up"] and seen["dim"]
     assert 0 < seen["found"] < 60
+
+
+def test_one_example_lights_up_in_both_runs(pages, tmp_path):
+    seen = visit(pages["compare-en"], tmp_path, 1440)
+    assert seen["twins"] >= 3  # in A's map, in B's and in A against B
+    assert seen["down"] and seen["up"] and seen["dim"]

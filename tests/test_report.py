@@ -12,14 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from intaglio.analyse import compare
+from intaglio.analyse.compare import _TERMS
+from intaglio.commands.compare import compare as compare_command
+from intaglio.commands.report import report as report_command
 from intaglio.errors import InputError
 from intaglio.findings import VERDICTS, WHY_KEYS, Findings, Interval
 from intaglio.report import render, render_compare, texts_catalogue
-from intaglio.report.captions import MEASURED
+from intaglio.report.captions import MEASURED, MEASURED_OF_TWO
 from intaglio.report.charts.steps import ACCOUNTS
 from intaglio.report.numbers import Numbers
 from intaglio.report.texts import Texts
 from sample_findings import HOSTILE, sample
+from synthetic import World, write_run
 
 # what `analyse` correlates with what
 MEASURES = (
@@ -32,7 +37,9 @@ MEASURES = (
     "csl",
     "first_loss",
     "length",
+    "relative_shift",
 )
+SECTIONS = ["answer", "books", "movement", "volatility", "groups", "places", "texts", "probes", "limits", "table"]
 REPORT = Path(str(resources.files("intaglio.report")))
 
 
@@ -96,6 +103,7 @@ def test_no_text_is_unused():
     source = _source()
     quoted = set(re.findall(r"[\"']([\w. -]+)[\"']", source))
     prefixes = {*re.findall(r"[\"']([a-z_.]+\.)[\"'{]", source), "count.", "means.", "units."}
+    prefixes |= {f"{page}{kind}." for page in ("", "compare.") for kind in ("figure", "reading")}
     from_data = {
         *VERDICTS,
         *ACCOUNTS,
@@ -108,16 +116,19 @@ def test_no_text_is_unused():
         "both",
         "unknown",
         "answer",
+        "same",
+        *MEASURED_OF_TWO,
+        *_TERMS,
     }
     rules = {f"rule_{name}" for name in quoted} | {f"{kind}_{i}" for kind in ("for", "against") for i in range(5)}
-    notes = {f"{name}{end}" for name in quoted | from_data for end in ("_note", "_none", "_means")}
+    notes = {f"{name}{end}" for name in quoted | from_data for end in ("_note", "_none", "_means", "_key")}
 
     def used(key: str) -> bool:
         head, _, tail = key.rpartition(".")
         prefix = (
             key.startswith(("count.", "means.", "units.", "fact.", "check."))
             or f"{head}." in prefixes
-            or head in ("texts", "limits")
+            or head in ("texts", "limits", "compare.text", "compare.can")
         )
         return (
             key in quoted
@@ -163,13 +174,16 @@ def test_hostile_data_stays_text(page):
 
 
 def test_sections_stand_in_the_order_of_the_story(page):
-    order = ["answer", "books", "movement", "volatility", "groups", "places", "texts", "probes", "limits", "table"]
-    assert [a["id"] for tag, a in _Text(page).tags if tag == "section" and "id" in a] == order
+    assert _sections(page) == SECTIONS
+
+
+def _sections(page: str) -> list[str]:
+    return [a["id"] for tag, a in _Text(page).tags if tag == "section" and "id" in a]
 
 
 def test_every_figure_has_a_caption_with_a_unit(page):
     figures = re.findall(r"<figure.*?</figure>", page, re.S)
-    assert len(figures) == len(MEASURED) - 1  # one of the two volatility maps
+    assert len(figures) == len(MEASURED) - 3  # one of the four volatility maps
     for figure in figures:
         assert "<figcaption>" in figure and "<svg" in figure, figure[:200]
 
@@ -308,15 +322,152 @@ def test_a_thousand_examples_stay_under_five_megabytes():
     assert len(page.encode("utf-8")) < 5_000_000
 
 
-def test_comparison_joins_examples_by_id(findings):
-    other = replace(sample(seed=1), name="other")
-    same = replace(
-        other, examples=[replace(x, example=y.example) for x, y in zip(other.examples[:10], findings.examples)]
-    )
+def side_by_side(a: Findings, b: Findings, lang: str = "en") -> str:
+    return render_compare(a, b, compare(a, b), lang=lang)
+
+
+@pytest.fixture(scope="module")
+def other(findings) -> Findings:
+    """Another run in which two of three examples are those of the first."""
+    found = sample(seed=1)
+    shared = [replace(x, example=y.example) if i % 3 else x
+              for i, (x, y) in enumerate(zip(found.examples, findings.examples))]  # fmt: skip
+    texts = {e.example: replace(next(iter(found.texts.values())), example=e.example) for e in shared}
+    manifest = {**found.manifest, "subject": "smollm2", "recipe": {**found.manifest["recipe"], "lr": 5e-4}}
+    return replace(found, name="other", examples=shared, texts=texts, manifest=manifest)
+
+
+@pytest.fixture(scope="module", params=["en", "ru"])
+def two(request, findings, other) -> str:
+    return side_by_side(findings, other, request.param)
+
+
+def test_comparison_has_the_sections_of_a_page(two):
+    assert _sections(two) == SECTIONS
+
+
+def test_comparison_needs_no_network_and_keeps_hostile_data_text(two):
+    seen = _Text(two)
+    for tag, attributes in seen.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+            assert attributes.get(name, "#").startswith("#"), (tag, attributes)
+    assert not re.search(r"https?:|@import|url\((?!#)|fetch\(|XMLHttpRequest", two)
+    assert two.count("<script>") == 1 and two.count("</script>") == 1 and "<!--" not in two
+    assert all(not name.startswith("on") for _, attributes in seen.tags for name in attributes)
+    assert HOSTILE.strip()[:30] in seen.text
+
+
+def test_comparison_captions_say_what_is_measured(two):
+    figures = re.findall(r'<figure id="f-(\w+)".*?</figure>', two, re.S)
+    assert set(figures) == set(MEASURED_OF_TWO) - {"volatility_moved", "volatility_learnt", "volatility_loss"}
+    for figure in re.findall(r"<figure.*?</figure>", two, re.S):
+        assert "<figcaption>" in figure and "<svg" in figure, figure[:200]
+
+
+def test_comparison_joins_examples_by_id(findings, other):
+    shared = len({e.example for e in findings.examples} & {e.example for e in other.examples})
     for lang in ("en", "ru"):
-        page = render_compare(findings, same, lang=lang)
-        assert page.count("<script>") == 1 and not re.search(r"https?:", page)
-        assert str(Texts(lang).count("examples", 10)) in _Text(page).text
+        page = side_by_side(findings, other, lang)
+        assert str(Texts(lang).count("examples", shared)) in _Text(page).text
+        assert len(re.findall(r'<tr id="e-', page)) == 2 * len(findings.examples) - shared
+
+
+def test_every_mark_of_the_comparison_leads_to_a_row(two):
+    links = set(re.findall(r'<a href="#(e-[0-9a-z]+)"', two))
+    assert links and links <= set(re.findall(r'<tr id="(e-[^"]+)"', two))
+
+
+def test_texts_of_the_comparison_stand_a_over_b(two):
+    card = re.search(r'<article class="card" id="t-.*?</article>', two, re.S)
+    assert card is not None
+    assert re.findall(r'<div class="pairside"><i class="run-(\w)"', card[0]) == ["a", "b"]
+    assert card[0].count('class="tokens"') == 2 and 'class="tok ' in card[0]
+
+
+def test_comparison_names_what_differs_and_what_follows(findings, other):
+    text = _Text(side_by_side(findings, other)).text
+    assert "One thing differs: learning rate." in text
+    assert "more movement at the higher rate is no finding" in text
+    assert "Its learning rate was" in text or "Yet its learning rate was" in text
+
+
+@pytest.mark.parametrize("lang", ["en", "ru"])
+def test_different_subjects_are_not_set_side_by_side_in_u(findings, other, lang):
+    foreign = replace(other, manifest={**other.manifest, "subject": {"name": "another", "fingerprint": "1"}},
+                      examples=[replace(e, example="x" + e.example) for e in other.examples])  # fmt: skip
+    page, t = side_by_side(findings, foreign, lang), Texts(lang)
+    text = _Text(page).text
+    for key in ("compare.can.subject", "compare.places_foreign", "compare.probes_foreign", "compare.texts_none_shared"):
+        assert re.sub("<[^>]+>", "", str(t(key))) in text, key
+    assert 'id="f-head_differences"' not in page and 'id="f-same"' not in page
+
+
+@pytest.mark.parametrize("lang", ["en", "ru"])
+def test_a_bare_run_beside_a_full_one_is_said_in_words(findings, lang):
+    empty = replace(bare(findings), manifest={"level": "norms", "subject": "smollm2"}, name="norms")
+    for a, b in ((findings, empty), (empty, findings)):
+        page, t = side_by_side(a, b, lang), Texts(lang)
+        text = _Text(page).text
+        for key in ("compare.verdicts_unknown", "compare.forgot_unknown"):
+            assert str(t(key)) in text, key
+        letter = "A" if a is empty else "B"
+        for key in ("compare.no_books", "compare.no_parts", "compare.no_target", "compare.no_anchor"):
+            start = re.sub("<[^>]+>", "", str(t(key))).split("{run}")
+            assert start[0] + letter + start[1].split("{why}")[0] in text, key
+        assert "None" not in text.split("answer", 1)[-1] and " 0 u" not in text
+
+
+def test_two_bare_runs_still_make_a_page(findings):
+    empty = replace(bare(findings), manifest={})
+    assert "</html>" in side_by_side(empty, empty)
+    assert "</html>" in side_by_side(replace(empty, examples=[], groups=[]), findings)
+
+
+@pytest.mark.parametrize("lang", ["en", "ru"])
+def test_two_runs_of_a_thousand_examples_stay_under_five_megabytes(lang):
+    a, b = sample(per_group=200), sample(per_group=200, seed=1)
+    for other in (b, replace(b, examples=[replace(x, example=y.example) for x, y in zip(b.examples, a.examples)])):
+        assert len(side_by_side(a, other, lang).encode("utf-8")) < 5_000_000
+
+
+@pytest.mark.parametrize("levels", [("full", "norms"), ("norms", "full"), ("norms", "norms")])
+def test_compare_command_on_runs_of_unequal_level(levels, tmp_path, capsys):
+    runs = [write_run(tmp_path / f"{name}-{level}", World(level=level, epochs=2 + i, seed=i))
+            for i, (name, level) in enumerate(zip("ab", levels))]  # fmt: skip
+    compare_command(*runs, out=tmp_path / "compare.html", lang="ru")
+    page = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert _sections(page) == SECTIONS
+    text = _Text(page).text
+    assert "24 примера" in text and "ж" in text and "\N{REPLACEMENT CHARACTER}" not in text
+    assert ("norms, где нет" in text) == (len(set(levels)) == 2)
+    assert capsys.readouterr().out.strip().endswith("compare.html")
+
+
+def test_a_long_text_is_cut_to_what_was_trained(findings):
+    e, text = findings.examples[0], findings.texts[findings.examples[0].example]
+    n = 3000
+    long = replace(text, pieces=["x"] * n, shift_u=[1.0] * n, surprise_nats=[1.0] * n, entropy_nats=[1.0] * n,
+                   trained=[i > 2000 for i in range(n)], confident_conflict=[False] * n)  # fmt: skip
+    page = render(replace(findings, texts={e.example: long}))
+    assert "2,680 more tokens of this text are not shown." in _Text(page).text
+
+
+def test_nothing_learnt_is_not_called_carried_over(findings):
+    known = replace(findings, examples=[replace(e, verdict="known") for e in findings.examples], imitation_gap=0.004)
+    text = _Text(render(known)).text
+    assert "carries over" not in text and "nothing that could carry over" in text
+
+
+def test_only_layers_that_moved_are_counted(findings):
+    totals = {"leap": {"L28.attn": 1.0, "L29.mlp": 2.0}}
+    assert "layer 29 (counted from 0; 2 moved)" in _Text(render(replace(findings, visit_part_totals=totals))).text
+
+
+def test_report_command_writes_both_languages(tmp_path):
+    run = write_run(tmp_path / "run", World(epochs=6))
+    for lang in ("en", "ru"):
+        report_command(run, out=tmp_path / f"{lang}.html", lang=lang)
+        assert _sections((tmp_path / f"{lang}.html").read_text(encoding="utf-8")) == SECTIONS
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 from intaglio.errors import StoreError
 from intaglio.measure.ledger import Ledger
 from intaglio.store import run as store
-from intaglio.store.run import RunWriter, check_free, open_run, schema_of
+from intaglio.store.run import Run, RunWriter, check_free, open_run, schema_of
 from intaglio.tables import SCHEMA_VERSION, TABLES
 from tiny import batch, build, texts
 
@@ -306,3 +306,48 @@ def test_a_ledger_over_an_existing_run_is_refused_before_training(tmp_path):
     model = build("llama_gqa")
     with pytest.raises(StoreError, match="exists already"):
         Ledger(model, torch.optim.SGD(model.parameters(), lr=0.1), out=tmp_path / "run")
+
+
+def test_a_second_flush_of_a_step_is_a_part_of_its_own_in_order(tmp_path):
+    writer = RunWriter(tmp_path / "run", {})
+    for n in range(12):
+        writer.append_rows("scans", [{"step": 0, "example": str(n)}])
+        writer.flush(0)
+    first = (writer.folder / "scans" / "part-00000000-0.parquet").read_bytes()
+    writer.append_rows("scans", [{"step": 5, "example": "late"}])
+    writer.flush(5)
+    assert (writer.folder / "scans" / "part-00000000-0.parquet").read_bytes() == first
+    assert Run(writer.folder).column("scans", "example") == [*map(str, range(12)), "late"]
+    writer.drop_after(0)
+    assert Run(writer.folder).column("scans", "example") == [*map(str, range(12))]
+    assert Run(writer.finish()).column("scans", "example") == [*map(str, range(12))]
+
+
+def test_rows_that_are_not_wanted_go_and_other_parts_stay_as_they_are(tmp_path):
+    writer = RunWriter(tmp_path / "run", {})
+    for names in ("ab", "cd", "ef"):
+        writer.append_rows("scans", [{"step": 0, "example": n} for n in names])
+        writer.flush(0)
+    before = {p.name: p.stat().st_mtime_ns for p in (writer.folder / "scans").iterdir()}
+    writer.keep_rows("scans", lambda rows: [e in "abc" for e in rows.column("example").to_pylist()], ["example"])
+    after = {p.name: p.stat().st_mtime_ns for p in (writer.folder / "scans").iterdir()}
+    assert Run(writer.folder).column("scans", "example") == ["a", "b", "c"]
+    assert after.keys() == {"part-00000000-0.parquet", "part-00000000-0-1.parquet"}
+    assert after["part-00000000-0.parquet"] == before["part-00000000-0.parquet"]
+
+
+def test_a_table_written_anew_is_read_alone_even_where_its_parts_were_left(tmp_path, monkeypatch):
+    writer = RunWriter(tmp_path / "run", {})
+    for n in "ab":
+        writer.append_rows("scans", [{"step": 0, "example": n}])
+        writer.flush(0)
+    whole = Run(writer.folder).table("scans")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            writer.replace("scans", whole)
+    assert len(list((writer.folder / "scans").iterdir())) == 3
+    assert Run(writer.folder).column("scans", "example") == ["a", "b"]
+    run = Run(writer.finish())
+    assert run.column("scans", "example") == ["a", "b"] and [p.name for p in run.files("scans")] == ["all.parquet"]
+    assert len(list((run.folder / "scans").iterdir())) == 1

@@ -18,6 +18,7 @@ import torch
 
 from conftest import save_subject, write_jsonl
 from intaglio import checkpoint
+from intaglio.commands import summary
 from intaglio.commands import train as command
 from intaglio.errors import RecipeError
 from intaglio.store.run import Run, RunWriter, open_run
@@ -37,7 +38,7 @@ RECIPE = Recipe(
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
     """The page has tests of its own."""
-    monkeypatch.setattr(command, "finish", lambda *_, **__: None)
+    monkeypatch.setattr(summary, "conclude", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ CASES = {
     "lora": dict(lora=2, layers="0:1", checkpoint_every=2),
     "momentum by group": dict(group_momentum=True, checkpoint_every=4),
     "sgd, momentum by group": dict(group_momentum=True, checkpoint_every=4, optimizer="sgd"),
-    "a budget that is passed": dict(memory="150KiB", checkpoint_every=4, batch_size=1, seed=SEED, steps=8, longer=True),
+    "a budget that is passed": dict(memory="200KiB", checkpoint_every=4, batch_size=1, seed=SEED, steps=9, longer=True),
     "every third": dict(every=3, checkpoint_every=2),
     "norms": dict(level="norms", checkpoint_every=2),
     "no state was kept": dict(rescan=2),
@@ -219,6 +220,64 @@ def test_other_data_or_another_model_is_refused(tiny, tmp_path, cut):
     subject = save_subject(tmp_path / "tiny", seed=3)
     with pytest.raises(RecipeError, match="another subject"):
         train(subject, data, out, resume=True, probe=[probe], checkpoint_every=2)
+
+
+def test_probes_are_compared_by_what_they_say_and_not_by_their_size(tiny, tmp_path, cut):
+    out, data, probe = cut
+    other = write_jsonl(tmp_path / "anchor.jsonl", [{"text": "a cat hid"}])  # as many texts, as many tokens
+    with pytest.raises(RecipeError, match=r"another probes \(anchor\)"):
+        train(tiny, data, out, resume=True, probe=[f"anchor={other}"], checkpoint_every=2)
+    same = write_jsonl(tmp_path / "again.jsonl", [{"text": "a cat ran", "group": "of no matter"}])
+    ids = {p: command.ready.read_probes({"anchor": str(p)}, _tokenizer(tiny), max_tokens=64, truncate=False)["anchor"]
+           for p in (Path(probe.partition("=")[2]), other, same)}  # fmt: skip
+    first, changed, equal = (p.fingerprint for p in ids.values())
+    assert first == equal != changed
+
+
+def test_a_probes_fingerprint_is_of_texts_and_labels_whatever_the_batches():
+    from intaglio.measure.probes import as_probe
+    from tiny import batch, texts
+
+    items = texts()
+    one = as_probe("x", batch(items)).fingerprint
+    assert as_probe("x", [batch(items[:1], side="left"), batch(items[1:], length=40)]).fingerprint == one
+    assert as_probe("x", batch(items[::-1])).fingerprint != one
+    unmasked = texts(masked=False)
+    assert as_probe("x", batch(unmasked)).fingerprint != one, "the same tokens with other labels"
+    bare = {k: v for k, v in batch(unmasked).items() if k != "labels"}
+    assert as_probe("x", bare).fingerprint == as_probe("x", batch(unmasked)).fingerprint, "no labels: every token"
+
+
+def test_training_seconds_are_of_all_parts(tiny, data, tmp_path, monkeypatch):
+    import time
+
+    from intaglio import train as module
+
+    plain = module.train
+
+    def slow(*args, after_step, **options):
+        def after(done, loss):
+            time.sleep(0.2)
+            if done == 5:
+                raise Killed
+            after_step(done, loss)
+
+        return plain(*args, after_step=after, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train", slow)
+        with pytest.raises(Killed):
+            train(tiny, data, tmp_path / "run", checkpoint_every=2)
+    run = train(tiny, data, tmp_path / "run", checkpoint_every=2, resume=True)
+    kept = 4 * 0.2  # of the fifth step nothing was kept
+    assert kept <= run.manifest["training_seconds"] < kept + 3
+    assert run.manifest["training_seconds"] > sum(run.table("steps").column("seconds").to_pylist()[4:]) + kept - 0.2
+
+
+def _tokenizer(subject):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(subject)
 
 
 @pytest.fixture(scope="module")
@@ -382,10 +441,9 @@ def test_a_small_budget_gives_up_and_says_so(tiny, data, tmp_path, capsys):
 
 
 def test_a_budget_that_a_long_text_passes_is_kept_from_there_on(tiny, longer, tmp_path):
-    run = train(tiny, longer, tmp_path / "run", memory="150KiB", batch_size=1, seed=SEED, steps=8)
-    measured = [r["measured"] for r in rows(run, "steps")]
-    assert measured == sorted(measured) and set(measured) == {"full", "norms"}
-    assert "level norms from this step on" in run.manifest["memory"]["degraded"]
+    run = train(tiny, longer, tmp_path / "run", memory="150KiB", batch_size=1, seed=SEED, steps=9)
+    assert [r["measured"] for r in rows(run, "steps")] == ["full"] * 2 + ["norms"] * 2 + (["full"] + ["norms"] * 3) + ["full"]
+    assert "full on every 4th step only" in run.manifest["memory"]["degraded"]
 
 
 def test_keep_tokens_keeps_whole_examples(tiny, tmp_path):

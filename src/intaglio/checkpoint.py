@@ -39,12 +39,13 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 def save(
     run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, tokenizer: object,
-    *, carried: Mapping[str, Mapping[int, torch.Tensor]] | None = None,
+    *, carried: Mapping[str, Mapping[int, torch.Tensor]] | None = None, seconds: float = 0.0,
 ) -> Path:  # fmt: skip
     """Write one state; it appears whole or not at all. Older states lose their moments.
 
     Args:
         carried: momentum by group, then by id of the parameter, where it is split by group.
+        seconds: of training so far, over all parts of an interrupted run.
 
     Raises:
         StoreError: the disk is full or the folder cannot be written.
@@ -66,7 +67,7 @@ def save(
         for place, group in enumerate(groups):
             tensors |= {f"carried.{place}/{names[key]}": b.cpu().contiguous() for key, b in carried[group].items()}
         save_file(tensors, aside / "optimizer.safetensors")
-        state = {"step": step, "numbers": numbers, "groups": groups}
+        state = {"step": step, "numbers": numbers, "groups": groups, "seconds": seconds}
         (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(aside, folder)
@@ -107,6 +108,11 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
         if entries:
             optimizer.state[p] = {k: v.to(p.device) if k != "step" else v for k, v in entries.items()}
     return int(state["step"])
+
+
+def seconds(folder: Path) -> float:
+    """Seconds of training that led to a state, over all parts of an interrupted run."""
+    return float(json.loads((folder / "state.json").read_text(encoding="utf-8")).get("seconds", 0.0))
 
 
 def load_carried(folder: Path, model: nn.Module) -> dict[str, dict[int, torch.Tensor]]:

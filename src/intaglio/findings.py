@@ -92,6 +92,8 @@ class ExampleFinding:
     # mean over visits of |shift| / mean |shift| of its step: 1 is like the others; free of momentum and schedule
     relative_shift: float | None = None
     starved: bool | None = None  # left no trace beyond the null; None under five measured visits
+    # half width of the 95 % interval of both sums of shift, from the steps whose shift was not measured; 0 if all were
+    shift_half_u: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,8 @@ class SpikeFinding:
     update_z: float | None
     verdict: str  # data, state, both, unknown
     examples: tuple[str, ...] = ()  # those with the largest |shift| in that step
+    replay_step: int | None = None  # the earlier state, in steps taken, that the verdict comes from
+    replay_z: float | None = None  # of the batch among ordinary ones at that state
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,3 +240,8 @@ class Findings:
     # heads over time: at most 50 equal stretches of steps; address -> mean update_l2 in u per step
     head_series: dict[str, list[float | None]] = field(default_factory=dict)
     head_series_steps: list[int] = field(default_factory=list)  # first step of each stretch
+    # half widths of the 95 % intervals of sums that were scaled up, from the steps left out; 0 where none was
+    path_half_u: float | None = None
+    head_half_u: dict[str, float] = field(default_factory=dict)  # as head_totals
+    relative_half: dict[str, float] = field(default_factory=dict)  # as relative_update
+    visit_part_half_u: dict[str, dict[str, float]] = field(default_factory=dict)  # as visit_part_totals

@@ -208,10 +208,12 @@ _TABLES = (
         _STEP,
         Column("grad_z", "float64", "", "robust z of log grad_l2 against all steps"),
         Column("update_z", "float64", "", "robust z of log update_l2 against all steps"),
-        Column("replay_step", "int32", "steps", "the earlier state the same batch was replayed from; null if none"),
-        Column("replay_z", "float64", "", "robust z of log grad_l2 in the replay"),
-        Column("verdict", "string", "", "data: the batch shakes an earlier state too; state: only this one; both; "
-               "unknown: no earlier state was kept"),
+        Column("replay_step", "int32", "steps", "the earlier state the same batch was replayed from, in steps taken: "
+               "the newest that was kept, else 0, the subject itself; null if it was not replayed"),
+        Column("replay_z", "float64", "",
+               "robust z of the log length of the batch's gradient there, against ordinary batches at that same state"),
+        Column("verdict", "string", "", "data: the batch stands out at the earlier state too, by at least half as much; "
+               "state: it does not; both: it does, but less; unknown: not replayed"),
     )),
 )
 

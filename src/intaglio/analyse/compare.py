@@ -1,7 +1,8 @@
-"""Two runs side by side, joined by example id and by group."""
+"""Two runs side by side, joined by example id and by group; on which terms, and where they differ most."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,9 @@ def compare(a: Findings, b: Findings) -> dict[str, Any]:
     mostly says learning rate times steps under Adam: never rank runs by it alone.
 
     Returns:
-        `runs`: both names. `same_subject`. `numbers`: one entry per number of the whole run,
-        {name, a, b}. `groups`, `examples`: one entry per group or text that both have, with
+        `runs`: both names. `same_subject`. `terms`: what both were trained and measured on, see
+        `terms`. `different`: ids of the shared texts that differ most, see `different`. `numbers`: one
+        entry per number of the whole run, {name, a, b}. `groups`, `examples`: one entry per group or text that both have, with
         {a: {...}, b: {...}}. `only_a`, `only_b`: how many texts one run alone has.
         `correlations`: Spearman over the shared texts of each measure in a with itself in b.
     """
@@ -36,6 +38,8 @@ def compare(a: Findings, b: Findings) -> dict[str, Any]:
     return {
         "runs": [a.name, b.name],
         "same_subject": _fingerprint(a) is not None and _fingerprint(a) == _fingerprint(b),
+        "terms": terms(a, b),
+        "different": different(a, b),
         "numbers": [{"name": n, "a": _value(a, n), "b": _value(b, n)} for n in _NUMBERS],
         "probes": [
             {"probe": p, "a": _probe(x), "b": _probe(y)}
@@ -53,6 +57,147 @@ def compare(a: Findings, b: Findings) -> dict[str, Any]:
         "only_a": len(a.examples) - len(shared), "only_b": len(b.examples) - len(shared),
         "correlations": _correlations([(x, y) for _, x, y in shared]),
     }  # fmt: skip
+
+
+# a term of the comparison -> how it is read; what a manifest does not say is None
+_TERMS: dict[str, Callable[[Findings], Any]] = {
+    "subject": lambda f: _name(f.manifest.get("subject")),
+    "parameters": lambda f: f.manifest.get("parameters_total"),
+    "lora": lambda f: _recipe(f, "lora_rank") or (False if f.manifest.get("lora") is False else None),
+    "data": lambda f: _name(f.manifest.get("data")),
+    "steps": lambda f: f.steps_total,
+    "tokens": lambda f: next((g.target_tokens for g in f.groups if not g.group), None),
+    "batch": lambda f: _batch(f),
+    "optimizer": lambda f: _name(f.manifest.get("optimizer")) or _recipe(f, "optimizer"),
+    "lr": lambda f: _optimizer(f, "lr"),
+    "schedule": lambda f: _recipe(f, "schedule"),
+    "momentum": lambda f: _momentum(f),
+    "weight_decay": lambda f: _optimizer(f, "weight_decay"),
+    "clip": lambda f: _recipe(f, "clip"),
+    "precision": lambda f: _recipe(f, "precision") or _listed(f.manifest.get("precision")),
+    "seed": lambda f: f.manifest.get("seed"),
+    "probes": lambda f: _probes(f),
+    "level": lambda f: f.manifest.get("level"),
+    "every": lambda f: f.manifest.get("every"),
+}
+
+
+def terms(a: Findings, b: Findings) -> list[dict[str, Any]]:
+    """What two runs were trained and measured on, one entry per term: {term, a, b, same}.
+
+    `same` is None where a run did not record it. Subject and data are compared by fingerprint where
+    both have one: one name may hide two models, two names one. Terms that neither run records are left out.
+    """
+    found = []
+    for term, read in _TERMS.items():
+        x, y = read(a), read(b)
+        if x is None and y is None:
+            continue
+        same = None if x is None or y is None else x == y
+        prints = [_print(f.manifest.get(term)) for f in (a, b)] if term in ("subject", "data") else [None, None]
+        if None not in prints:
+            same = prints[0] == prints[1]
+        found.append({"term": term, "a": x, "b": y, "same": same})
+    return found
+
+
+def _name(value: Any) -> Any:
+    return value.get("name") if isinstance(value, Mapping) else value
+
+
+def _print(value: Any) -> Any:
+    return value.get("fingerprint") if isinstance(value, Mapping) else None
+
+
+def _mapping(f: Findings, key: str) -> Mapping[str, Any]:
+    value = f.manifest.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _recipe(f: Findings, key: str) -> Any:
+    return _mapping(f, "recipe").get(key)
+
+
+def _optimizer(f: Findings, key: str) -> Any:
+    """From the recipe, which has the peak; else from the optimizer as it was built."""
+    value = _recipe(f, key)
+    return _mapping(f, "optimizer").get(key) if value is None else value
+
+
+def _momentum(f: Findings) -> Any:
+    betas = _mapping(f, "optimizer").get("betas")
+    return betas[0] if betas else _optimizer(f, "momentum")
+
+
+def _batch(f: Findings) -> int | None:
+    size = _recipe(f, "batch_size")
+    return size * (_recipe(f, "accumulate") or 1) if isinstance(size, int) else None
+
+
+def _listed(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _probes(f: Findings) -> str | None:
+    """Names and sizes: the nearest a manifest comes to saying which texts they are."""
+    probes = _mapping(f, "probes")
+    said = [
+        f"{name} ({p['items']})" if isinstance(p, Mapping) and "items" in p else str(name) for name, p in probes.items()
+    ]
+    return ", ".join(sorted(said)) or ", ".join(sorted(p.probe for p in f.probes)) or None
+
+
+DIFFERENT = 6  # examples listed per kind of difference
+Pair = tuple[ExampleFinding, ExampleFinding]
+
+
+def different(a: Findings, b: Findings) -> dict[str, list[str]]:
+    """Ids of the shared texts that two runs treated most differently, by kind; strongest difference first.
+
+    `moved`: by the share each has in its own run's movement, which a learning rate cannot change by itself.
+    `taught`, `forgot`: by credit on the probe of that role, where both runs have one of that name; `taught`
+    else by nats learnt. `verdict`: those judged differently, by their last loss. `strongest_a`,
+    `strongest_b`: what moved each run most, only where no text is shared.
+    """
+    other = {e.example: e for e in b.examples}
+    pairs = [(e, other[e.example]) for e in a.examples if e.example in other]
+    if not pairs:
+        return {f"strongest_{side}": [e.example for e in f.examples[:3]] for side, f in (("a", a), ("b", b))}
+    taught = _credit_gap(a, b, "target") or (lambda x, y: _gap(x.learnt_nats, y.learnt_nats))
+    forgot = _credit_gap(a, b, "anchor") or (lambda x, y: None)
+    changed = [(x, y) for x, y in pairs if x.verdict != y.verdict]
+    return {
+        "moved": _ranked(pairs, _share_gap(pairs)),
+        "taught": _ranked(pairs, taught),
+        "forgot": _ranked(pairs, forgot),
+        "verdict": _ranked(changed, lambda x, y: _gap(x.last_loss_nats, y.last_loss_nats)),
+    }
+
+
+def _gap(x: float | None, y: float | None) -> float | None:
+    return None if x is None or y is None else abs(y - x)
+
+
+def _share_gap(pairs: list[Pair]) -> Callable[[ExampleFinding, ExampleFinding], float | None]:
+    totals = [sum(pair[side].shift_abs_u or 0.0 for pair in pairs) for side in (0, 1)]
+    if not all(totals):
+        return lambda x, y: None
+    share = lambda e, side: None if e.shift_abs_u is None else e.shift_abs_u / totals[side]  # noqa: E731
+    return lambda x, y: _gap(share(x, 0), share(y, 1))
+
+
+def _credit_gap(a: Findings, b: Findings, role: str) -> Callable[[ExampleFinding, ExampleFinding], float | None] | None:
+    """The difference of credits on the first probe of that role that both runs have and credited."""
+    named = [
+        {p.probe for p in f.probes if p.role == role} & {p for e in f.examples for p in e.credits_nats} for f in (a, b)
+    ]
+    shared = sorted(named[0] & named[1])
+    return (lambda x, y: _gap(x.credits_nats.get(shared[0]), y.credits_nats.get(shared[0]))) if shared else None
+
+
+def _ranked(pairs: list[Pair], gap: Callable[[ExampleFinding, ExampleFinding], float | None]) -> list[str]:
+    known = [(x.example, size) for x, y in pairs if (size := gap(x, y))]
+    return [example for example, _ in sorted(known, key=lambda item: -item[1])[:DIFFERENT]]
 
 
 def _joined(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -83,8 +228,10 @@ def _probe(probe: Any) -> dict[str, Any]:
 def _correlations(pairs: list[tuple[ExampleFinding, ExampleFinding]]) -> dict[str, float]:
     found = {}
     for name in ("shift_abs_u", "shift_net_u", "level", "dispersion", "csl_nats"):
-        x, y = (np.array([getattr(e, name) for e in side], dtype=float) for side in ([p[0] for p in pairs],
-                                                                                   [p[1] for p in pairs]))
+        x, y = (
+            np.array([getattr(e, name) for e in side], dtype=float)
+            for side in ([p[0] for p in pairs], [p[1] for p in pairs])
+        )
         value = spearman(x, y)
         if value is not None:
             found[name] = value

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from intaglio.analyse.data import RunData, read
-from intaglio.analyse.stats import number, numbers, robust_z
+from intaglio.analyse.stats import number, numbers, robust_z, sampling_half_width
 from intaglio.findings import SpikeFinding
 
 SPIKE_Z = 4.0  # a normal series passes it once in 30,000 steps
@@ -63,15 +63,18 @@ def path(data: RunData) -> dict[str, float | None]:
     (2403.07379). T counts equal steps; here it is (sum |U|)^2 / sum |U|^2, which is the
     number of steps when their lengths are equal, so that a learning-rate schedule does
     not look like direction. Steps whose length was not measured are interpolated. A path
-    is never shorter than its net, so the null is at least 1.
+    is never shorter than its net, so the null is at least 1. `path_half_u` is half the 95 % interval that
+    the steps left out give the path.
     """
     steps, length = data.steps, _every_length(data)
     walked = np.cumsum(length)
     if not len(walked) or not walked[-1] > 0:
-        return {"path_u": None, "net_u": None, "tortuosity": None, "tortuosity_null": None}
+        return {"path_u": None, "path_half_u": None, "net_u": None, "tortuosity": None, "tortuosity_null": None}
+    known = steps["update_l2"][np.isfinite(steps["update_l2"])]
     nets = np.flatnonzero(np.isfinite(steps["net_l2"]))
     out = {"path_u": number(walked[-1] / data.unit_length), "net_u": None, "tortuosity": None,
-           "tortuosity_null": None}  # fmt: skip
+           "tortuosity_null": None,
+           "path_half_u": number(sampling_half_width(known, len(length)) / data.unit_length)}  # fmt: skip
     if len(nets) and steps["net_l2"][nets[-1]] > 0:
         at = nets[-1]
         until = length[: at + 1]
@@ -144,7 +147,7 @@ def spikes(data: RunData) -> list[SpikeFinding]:
     The verdict is that of the replay where one was made (table `spikes`), else unknown.
     """
     grad_z, update_z = _z(data.steps["grad_l2"]), _settled_z(data)
-    stored = read(data.run, "select distinct on (step) step, grad_z, update_z, verdict from spikes")
+    stored = read(data.run, "select distinct on (step) step, grad_z, update_z, replay_step, replay_z, verdict from spikes")
     replayed = {int(s): i for i, s in enumerate(stored["step"])}
     with np.errstate(invalid="ignore"):
         out = {int(s): i for i, s in enumerate(data.steps["step"]) if max_z(grad_z[i], update_z[i]) > SPIKE_Z}
@@ -153,11 +156,17 @@ def spikes(data: RunData) -> list[SpikeFinding]:
             step=step,
             grad_z=number(grad_z[out[step]]) if step in out else number(stored["grad_z"][replayed[step]]),
             update_z=number(update_z[out[step]]) if step in out else number(stored["update_z"][replayed[step]]),
-            verdict=(stored["verdict"][replayed[step]] or "unknown") if step in replayed else "unknown",
             examples=_largest(data, step),
+            **(_replay(stored, replayed[step]) if step in replayed else {"verdict": "unknown"}),
         )
         for step in sorted({*out, *replayed})
     ]
+
+
+def _replay(stored: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
+    """What the replay of one spike said, and from which step's state."""
+    step, z = number(stored["replay_step"][i]), number(stored["replay_z"][i])
+    return {"verdict": stored["verdict"][i] or "unknown", "replay_step": None if step is None else int(step), "replay_z": z}
 
 
 def max_z(*values: float) -> float:

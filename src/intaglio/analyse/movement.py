@@ -30,6 +30,7 @@ def example_columns(data: RunData) -> dict[str, np.ndarray]:
         "visits": np.bincount(visits["code"], minlength=data.n_examples).astype(float),
         "shift_abs": data.per_example(np.abs(shift)) * per_u,
         "shift_net": data.per_example(shift) * per_u,
+        "shift_half": _half_width(data, shift),
         "relative_shift": data.per_example(relative_shift(data), mean=True),
         "against_share": data.per_example(np.where(np.isfinite(shift), shift < 0, np.nan), mean=True),
         "measured_targets": data.per_example(np.where(np.isfinite(shift), visits["targets"], np.nan)),
@@ -42,6 +43,16 @@ def example_columns(data: RunData) -> dict[str, np.ndarray]:
     if not len(shift):  # a scan: nothing was visited, but every example was scored
         sums |= _scanned(data)
     return sums | _losses(data) | confident_conflict(data)
+
+
+def _half_width(data: RunData, shift: np.ndarray) -> np.ndarray:
+    """Per example, half the 95 % interval of its scaled sums of shift, in u; 0 where every step was measured.
+
+    1.96 sqrt((1 - p) sum y^2) / p over the measured visits, p the share of visits measured: the
+    Horvitz-Thompson variance as if each step had been measured with chance p (Cochran, section 9A.7).
+    """
+    p = 1 / data.scale()
+    return 1.96 * np.sqrt((1 - p) * data.per_example(np.square(shift))) / p / data.unit_length
 
 
 def relative_shift(data: RunData) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -44,13 +45,21 @@ def analyse_run(run: Any, *, texts_for: int = 60, seed: int = 0) -> Findings:
         starved_examples=_starved_share(examples, seed=seed),
         probes=probe_findings(data), **_credited(data, credit),
         layer_series=where.layer_series(data), **where.part_totals(data), **where.head_series(data),
-        visit_part_totals=where.visit_part_totals(data),
+        **where.visit_part_totals(data),
         texts=texts.token_texts(data, texts.most_telling(cols, credit), at_most=texts_for),
         token_volatility=volatility.by_token(data), position_volatility=volatility.by_position(data),
         correlations=volatility.correlations(cols),
         confident_conflict=ratio_interval(cols["conflicting"], cols["conflict_of"],
                                           resamples(max(data.n_examples, 1), seed=seed)),
     )  # fmt: skip
+
+
+def add_texts(findings: Findings, run: Any, examples: Iterable[str]) -> Findings:
+    """The same findings with these examples token by token, as far as the run kept their tokens."""
+    data = load(run)
+    place = {example: i for i, example in enumerate(data.examples["example"])}
+    order = [place[e] for e in dict.fromkeys(examples) if e in place]
+    return replace(findings, texts=findings.texts | texts.token_texts(data, order, at_most=len(order)))
 
 
 def _together(data: RunData, *, seed: int) -> dict[str, Any]:
@@ -101,6 +110,7 @@ def _example(data: RunData, cols: dict[str, np.ndarray], credit: dict[str, np.nd
         verdict=judged.verdict, why=judged.why, evidence=judged.evidence, observations=int(cols["states"][i]),
         confident_conflict_share=number(clash / of) if of > 0 else None,
         relative_shift=value["relative_shift"], starved=bool(silent) if np.isfinite(silent) else None,
+        shift_half_u=value["shift_half"],
     )  # fmt: skip
 
 
@@ -157,12 +167,18 @@ def _credited(data: RunData, credit: dict[str, np.ndarray]) -> dict[str, dict[st
 
 def probe_findings(data: RunData) -> list[ProbeFinding]:
     """Each probe over the steps: loss, KL from the start, books of its loss, and drift by layer at the end."""
-    probes = read(data.run, """
+    probes = read(
+        data.run,
+        """
         select step, probe, loss_nats, kl_nats, measured_change_nats, residual_nats from probes
-        order by probe, step""")
-    drift = read(data.run, """
+        order by probe, step""",
+    )
+    drift = read(
+        data.run,
+        """
         select probe, layer, relative_l2, cosine, cka from drift
-        qualify step = max(step) over (partition by probe) order by probe, layer""")
+        qualify step = max(step) over (partition by probe) order by probe, layer""",
+    )
     return [_probe(data, str(p), probes, drift) for p in sorted(set(probes["probe"]))]
 
 

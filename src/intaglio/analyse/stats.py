@@ -128,6 +128,21 @@ def sampling_half_width(measured: np.ndarray, n_total: int) -> float:
     return float(1.96 * n_total * np.sqrt((1 - n / n_total) * measured.var(ddof=1) / n))
 
 
+def half_width_of_sums(total: np.ndarray, squares: np.ndarray, n: int, n_total: int) -> np.ndarray:
+    """`sampling_half_width` of many quantities, from their sums and sums of squares over the measured steps.
+
+    Args:
+        n: measured steps, those in which a quantity was 0 included.
+        n_total: all steps.
+    """
+    if n >= n_total:
+        return np.zeros(len(total))
+    if n < 2:
+        return np.full(len(total), np.nan)
+    variance = np.maximum(squares - total**2 / n, 0.0) / (n - 1)
+    return 1.96 * n_total * np.sqrt((1 - n / n_total) * variance / n)
+
+
 def widen(interval: Interval, half_width: float) -> Interval:
     """An interval with an independent second source of error added (half widths in quadrature)."""
     if interval.value is None or half_width == 0:

@@ -8,7 +8,7 @@ import numpy as np
 
 from intaglio.address import parse
 from intaglio.analyse.data import RunData, read
-from intaglio.analyse.stats import number, numbers
+from intaglio.analyse.stats import half_width_of_sums, numbers
 
 _STRETCHES = 50  # heads are many: their movement is kept per stretch of steps, not per step
 _LEAST_STEPS = 5  # fewer measured steps cannot be told from random signs
@@ -49,28 +49,40 @@ def layer_series(data: RunData) -> dict[str, list[float | None]]:
 def part_totals(data: RunData) -> dict[str, Any]:
     """Sums over steps per address: `head_totals` (u), `relative_update`, `starved_parts`.
 
-    Sums are scaled from the steps whose parts were measured to all steps. A part is starved
+    Sums are scaled from the steps whose parts were measured to all steps; `head_half_u` and
+    `relative_half` are half their 95 % intervals. A part is starved
     when nothing ever happened there, or the data's shift there took both signs about equally often:
     |positive - negative| within 1.96 sqrt(steps), which is what random signs give. Signs, not
     sums: one spike would decide a sum. (A tied head has no step of its own, but shift.)
     """
     found = read(data.run, """
         select address, sum(update_l2) as length, sum(update_l2 / nullif(weight_l2, 0)) as relative,
+               sum(update_l2 * update_l2) as length2, sum((update_l2 / nullif(weight_l2, 0)) ** 2) as relative2,
                count(data_shift) as n, abs(sum(sign(data_shift))) as majority,
                coalesce(sum(abs(data_shift)), 0) as size
         from parts group by address""")
     measured = read(data.run, "select count(distinct step) as n from parts where update_l2 is not null")["n"][0]
-    scale = len(data.steps["step"]) / measured if measured else np.nan
+    total = len(data.steps["step"])
+    scale = total / measured if measured else np.nan
     at = {a: i for i, a in enumerate(found["address"])}
     names = _ordered(at)
     starved = (found["n"] >= _LEAST_STEPS) & (found["size"] > 0) & (found["majority"] <= _SIGNS_Z * np.sqrt(found["n"]))
     idle = (found["length"] == 0) & (found["size"] == 0)
-    lengths, relative = found["length"] * scale / data.unit_length, found["relative"] * scale
+    length_half, relative_half = (
+        half_width_of_sums(found[name], found[f"{name}2"], measured, total) for name in ("length", "relative")
+    )
+    heads = [a for a in names if ".attn.H" in a]
     return {
-        "head_totals": {a: float(lengths[at[a]]) for a in names if ".attn.H" in a and np.isfinite(lengths[at[a]])},
-        "relative_update": {a: float(relative[at[a]]) for a in names if np.isfinite(relative[at[a]])},
+        "head_totals": _known(heads, at, found["length"] * scale / data.unit_length),
+        "head_half_u": _known(heads, at, length_half / data.unit_length),
+        "relative_update": _known(names, at, found["relative"] * scale),
+        "relative_half": _known(names, at, relative_half),
         "starved_parts": tuple(a for a in names if starved[at[a]] or idle[at[a]]),
     }
+
+
+def _known(names: list[str], at: dict[str, int], values: np.ndarray) -> dict[str, float]:
+    return {a: float(values[at[a]]) for a in names if np.isfinite(values[at[a]])}
 
 
 def head_series(data: RunData) -> dict[str, Any]:
@@ -91,24 +103,30 @@ def head_series(data: RunData) -> dict[str, Any]:
     return {"head_series": {a: numbers(v / data.unit_length) for a, v in grid.items()}, "head_series_steps": starts}
 
 
-def visit_part_totals(data: RunData) -> dict[str, dict[str, float]]:
-    """Group ("" is all) to whole part to the sum over visits of |shift| there, in u, scaled to all steps.
+def visit_part_totals(data: RunData) -> dict[str, dict[str, dict[str, float]]]:
+    """`visit_part_totals`: group ("" is all) to whole part to the sum over visits of |shift| there, in u.
 
-    A visit's heads and biases are added up with their signs before the absolute value is taken.
+    Scaled to all steps; `visit_part_half_u` is half the 95 % interval. A visit's heads and biases are
+    added up with their signs before the absolute value is taken.
     """
     found = read(data.run, f"""
         with whole as (select step, slot, {_WHOLE_PART} as part, sum(shift) as shift
-                       from visit_parts where shift is not null group by all)
-        select coalesce(e."group", '') as grp, part, sum(abs(whole.shift)) as total
-        from whole join visits v using (step, slot) left join examples e on e.example = v.example group by all""")
+                       from visit_parts where shift is not null group by all),
+             stepwise as (select step, part, coalesce(e."group", '') as grp, sum(abs(whole.shift)) as size
+                          from whole join visits v using (step, slot) left join examples e on e.example = v.example
+                          group by all),
+             every as (select step, part, '' as grp, sum(size) as size from stepwise group by all
+                       union all select step, part, grp, size from stepwise where grp <> '')
+        select grp, part, sum(size) as total, sum(size * size) as squares from every group by all""")
     per_u = data.scale() / data.unit_length
-    out: dict[str, dict[str, float]] = {}
-    if not np.isfinite(per_u):
-        return out
-    for part in _ordered(set(found["part"])):
-        here = found["part"] == part
-        out.setdefault("", {})[part] = number(found["total"][here].sum() * per_u)
-        for group, total in zip(found["grp"][here], found["total"][here]):
-            if group:
-                out.setdefault(group, {})[part] = float(total * per_u)
-    return out
+    totals: dict[str, dict[str, float]] = {}
+    halves: dict[str, dict[str, float]] = {}
+    if np.isfinite(per_u):
+        n, steps = int(data.step_has_shift().sum()), len(data.steps["step"])
+        half = half_width_of_sums(found["total"], found["squares"], n, steps) / data.unit_length
+        for part in _ordered(set(found["part"])):
+            for i in np.flatnonzero(found["part"] == part):
+                totals.setdefault(found["grp"][i], {})[part] = float(found["total"][i] * per_u)
+                if np.isfinite(half[i]):
+                    halves.setdefault(found["grp"][i], {})[part] = float(half[i])
+    return {"visit_part_totals": totals, "visit_part_half_u": halves}

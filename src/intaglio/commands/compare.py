@@ -7,7 +7,10 @@ from typing import Literal
 
 
 def compare(run_a: Path, run_b: Path, *, out: Path = Path("compare.html"), lang: Literal["en", "ru"] = "en") -> None:
-    """Write a page with two runs side by side: movement, learning, verdicts, books, the same examples in both.
+    """Write a page with two runs side by side, in the order of a run's own page; one HTML file that needs no network.
+
+    Whether the two can be compared, and in what, stands at its top and in its section on limits.
+    Texts are joined by example id, the hash of their tokens.
 
     Examples:
 
@@ -25,11 +28,16 @@ def compare(run_a: Path, run_b: Path, *, out: Path = Path("compare.html"), lang:
     lang
         Language of the page: en or ru.
     """
-    from intaglio.analyse.shift import analyse_run
+    from intaglio.analyse import add_texts, analyse_run
+    from intaglio.analyse import compare as compare_findings
     from intaglio.commands.report import write_page
     from intaglio.report import render_compare
     from intaglio.store.run import open_run
 
-    a, b = open_run(run_a), open_run(run_b)
-    write_page(out, render_compare(analyse_run(a), analyse_run(b), lang=lang))
+    runs = open_run(run_a), open_run(run_b)
+    a, b = (analyse_run(run, texts_for=0) for run in runs)
+    found = compare_findings(a, b)
+    shown = [example for examples in found["different"].values() for example in examples]
+    a, b = (add_texts(findings, run, shown) for findings, run in zip((a, b), runs))
+    write_page(out, render_compare(a, b, found, lang=lang))
     print(out)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from intaglio.commands.options import explained
 from intaglio.errors import InputError
 
 if TYPE_CHECKING:
     from intaglio.measure.doctor import Diagnosis
 
 
+@explained
 def doctor(subject: str, *, lora: int | None = None) -> None:
     """Check whether every parameter of a model is measured and its books close.
 
@@ -26,8 +28,6 @@ def doctor(subject: str, *, lora: int | None = None) -> None:
 
     Parameters
     ----------
-    subject
-        smollm2 (built in), a Hugging Face id, a folder with safetensors, or a .gguf file.
     lora
         Check training with LoRA adapters of this rank in place of full fine-tuning.
     """

@@ -12,17 +12,20 @@ BYTES_PER_TOKEN_ROW, BYTES_PER_PART_ROW = 28, 12  # of parquet, measured on a ru
 def print_plan(job: Any, console: Any) -> None:
     """Time a real forward and backward on a batch of the data, and scale up."""
     from intaglio.measure.budget import Budget, human
-    from intaglio.model.layout import build_layout
+    from intaglio.model.layout import build_layout, causal_lm
 
     layout = build_layout(job.model)
     recipe, data = job.recipe, job.data.data
-    budget = Budget.parse(job.memory, layout, n_probes=len(job.probes), level=job.level)
+    budget = Budget.parse(
+        job.memory, layout, causal_lm(job.model), level=job.level, probes=list(job.probes.values()), every=job.every,
+        groups=2 + len({i.group for i in data}) if job.group_momentum else 0,
+    )  # fmt: skip
     tokens = sum(len(i.input_ids) for i in data) / len(data)
     visits = recipe.steps * recipe.batch_size * recipe.accumulate
     step_seconds = _time_batch(job) * recipe.accumulate
     trained = layout.n_trainable * 4
     factors = budget.per_token * int(tokens * recipe.batch_size * recipe.accumulate)
-    measuring = 0 if job.level == "norms" else budget.snapshot + budget.probes + factors
+    measuring = budget.least if job.level == "norms" else budget.fixed + factors
     state = sum(p.numel() for p in job.model.parameters()) * 4 if not recipe.lora_rank else trained
     n_states = (recipe.steps // job.checkpoint_every if job.checkpoint_every else 0) + 1
     rows = visits * (tokens * job.keep_tokens * BYTES_PER_TOKEN_ROW + len(layout.addresses) * BYTES_PER_PART_ROW)
@@ -33,6 +36,7 @@ def print_plan(job: Any, console: Any) -> None:
         f"{_minutes(step_seconds * recipe.steps)}; probes come on top",
         f"memory: training {human(4 * trained)} for weights, gradient and moments; measuring {human(measuring)} more"
         + (f", within a budget of {human(budget.limit)}" if budget.limit else ""),
+        *(budget.lines() if budget.limit is not None else ()),
         f"disk: tables about {human(rows)}; {n_states} kept state{'s' if n_states > 1 else ''} of {human(state)}, "
         f"moments of the last two {human(2 * trained * min(n_states, 2))}",
     ]
@@ -63,12 +67,12 @@ def _time_batch(job: Any) -> float:
 
 def print_scan_plan(loaded: Any, found: Any, probes: dict[str, Any], batch_size: int, console: Any) -> None:
     """Time one scored batch, and scale up."""
-    from intaglio.commands.prepare import pad_id
+    from intaglio.commands.prepare import pad_id, precision
     from intaglio.data.encode import collate
     from intaglio.measure.budget import human
     from intaglio.measure.scan import Scorer
 
-    scorer = Scorer(loaded.model, list(probes.values()))
+    scorer = Scorer(loaded.model, list(probes.values()), precision=precision())
     data = sorted(found.data, key=lambda i: len(i.input_ids))
     middle = max(0, (len(data) - batch_size) // 2)
     batch = collate(data[middle : middle + batch_size], pad_id(loaded.tokenizer))

@@ -36,6 +36,17 @@ class Prepared:
     fingerprint: str
 
 
+def begin(out: Path, *, plan: bool, force: bool, resume: bool) -> Any:
+    """The console that a run speaks through; a run that stands in its way is refused before any work."""
+    from rich.console import Console
+
+    from intaglio.store.run import check_free
+
+    if not plan:
+        check_free(out, force=force, resume=resume)
+    return Console(stderr=True)
+
+
 def token_limit(model_limit: int | None, max_tokens: int | None) -> int:
     """The longest text that is allowed: what the user says, within what the model was made for."""
     wanted = max_tokens or DEFAULT_MAX_TOKENS
@@ -144,6 +155,29 @@ def read_probes(specs: Mapping[str, str], tokenizer: Any, *, max_tokens: int, tr
             raise DataError(f"probe {name!r}: {error}") from None
         found[name] = make_probe(name, encoded, pad_id(tokenizer))
     return found
+
+
+def device() -> str:
+    """Where a model is run: the GPU where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def precision() -> str:
+    """What a model is run in there: bfloat16 (under autocast) on a GPU."""
+    return "bfloat16" if device() == "cuda" else "float32"
+
+
+def read_all(
+    subject: Any, data: str, probe: Sequence[str] | None, console: Any, *, max_tokens: int | None, truncate: bool
+) -> tuple[Prepared, dict[str, Probe]]:
+    """The data set and the probes of a command line, for a loaded subject; what was found is shown."""
+    limit = token_limit(subject.context_tokens, max_tokens)
+    found = read_data(data, subject.tokenizer, max_tokens=limit, truncate=truncate)
+    probes = read_probes(parse_probes(probe or []), subject.tokenizer, max_tokens=limit, truncate=truncate)
+    show_data(found, subject.tokenizer, console)
+    return found, probes
 
 
 def pad_id(tokenizer: Any) -> int:

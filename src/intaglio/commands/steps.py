@@ -6,23 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from intaglio.commands.options import Lang, Level, explained
+
 EPOCHS = 6  # every example is visited six times: dispersion needs five
 
 
+@explained
 def steps(
     subject: str = "smollm2",
     *,
     out: Path | None = None,
-    rotation: Literal["a", "b"] = "a",
+    rotation: Literal["a", "b", "both"] = "a",
     epochs: float = EPOCHS,
     batch_size: int = 6,
     lr: float = 2e-5,
-    level: Literal["norms", "full", "exact"] = "full",
+    level: Level = "full",
     seed: int = 0,
     plan: bool = False,
     force: bool = False,
     resume: bool = False,
-    lang: Literal["en", "ru"] = "en",
+    lang: Lang = "en",
 ) -> None:
     """Teach a model twelve facts in five ways, and see how each way moves it.
 
@@ -34,46 +37,62 @@ def steps(
 
         intaglio steps smollm2
 
+        intaglio steps smollm2 --rotation both
+
         intaglio steps ./my-model --rotation b --out runs/steps-b --lang ru
 
     Parameters
     ----------
-    subject
-        smollm2 (built in), a Hugging Face id, a folder with safetensors, or a .gguf file.
     out
-        Folder of the run (runs/steps-NAME-ROTATION).
+        Folder of the run (runs/steps-NAME-ROTATION); with --rotation both, OUT-a and OUT-b.
     rotation
-        a or b: what one teaches by a leap (or falsely), the other teaches by a bridge (or truly).
+        a or b: what one teaches by a leap (or falsely), the other teaches by a bridge (or truly). both: one run
+        after the other from the same start, and each fact's leap against its own bridge.
     epochs
         Passes over the thirty rows.
     batch_size
         Examples per optimizer step.
     lr
         Learning rate.
-    level
-        norms, full or exact: how much is measured.
     seed
         Of the order of the data.
-    plan
-        Print time, memory and disk, and stop.
     force
         Replace an existing run.
     resume
         Go on with an unfinished run.
-    lang
-        Language of the report: en or ru.
     """
-    from rich.console import Console
-
     from intaglio.commands import prepare as ready
-    from intaglio.commands.train import Job, finish, step_count
-    from intaglio.data.leaps import anchor_rows, paraphrase_rows, training_rows
-    from intaglio.store.run import check_free
 
-    console = Console(stderr=True)
-    out = out or Path("runs") / f"steps-{Path(subject).name}-{rotation}"
-    if not plan:
-        check_free(out, force=force, resume=resume)
+    rotations = ("a", "b") if rotation == "both" else (rotation,)
+    base = out or Path("runs") / f"steps-{Path(subject).name}"
+    folders = {r: base if out and rotation != "both" else base.with_name(f"{base.name}-{r}") for r in rotations}
+    whole = [r for r in rotations if rotation == "both" and resume and folders[r].exists()]  # finished before the other
+    for r in rotations:
+        console = ready.begin(folders[r], plan=plan or r in whole, force=force, resume=resume)
+    for r in rotations:
+        job = _job(subject, folders[r], r, epochs, batch_size, lr, level, seed, console, force=force, resume=resume)
+        if r in whole:
+            _keep(job, console)
+        else:
+            job.carry_out(console, plan=plan, lang=lang)
+    if rotation == "both" and not plan:
+        from intaglio.analyse.pairs import fact_pairs
+        from intaglio.commands.summary import print_pairs
+        from intaglio.store.run import open_run
+
+        print_pairs(fact_pairs([open_run(f) for f in folders.values()]), console)
+
+
+def _job(
+    subject: str, out: Path, rotation: str, epochs: float, batch_size: int, lr: float, level: str, seed: int,
+    console: Any, *, force: bool, resume: bool,
+) -> Any:  # fmt: skip
+    """One rotation's run, ready to be carried out, from a subject that was loaded afresh."""
+    from intaglio.commands import prepare as ready
+    from intaglio.commands.job import Job
+    from intaglio.commands.train import step_count
+    from intaglio.data.leaps import anchor_rows, paraphrase_rows, training_rows
+
     job = Job(
         subject, out, level=level, force=force, resume=resume, extra={"demo": "leaps and bridges", "rotation": rotation}
     )
@@ -92,13 +111,16 @@ def steps(
         steps=n_steps, batch_size=batch_size, accumulate=1, lr=lr, schedule="constant", warmup=0.1,
         optimizer="adamw", weight_decay=0.0, momentum=0.9, clip=1.0, seed=seed, lora_rank=None, layers=None,
     )  # fmt: skip
-    if plan:
-        from intaglio.commands.plan import print_plan
+    return job
 
-        print_plan(job, console)
-        return
-    job.run(console)
-    finish(job, console, lang=lang)
+
+def _keep(job: Any, console: Any) -> None:
+    """A rotation that was finished before the other one was interrupted; it must be of the same recipe."""
+    from intaglio.commands.resuming import check_same
+    from intaglio.store.run import open_run
+
+    check_same(job, open_run(job.out).manifest)
+    console.print(f"  {job.out} is finished and stays as it is", highlight=False)
 
 
 def _as_rows(originals: Sequence[dict[str, Any]]) -> list[Any]:

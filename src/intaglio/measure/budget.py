@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
 from intaglio.errors import InputError
+from intaglio.measure.probes import DRIFT_TOKENS, KL_POSITIONS, Probe
 from intaglio.model.layout import Layout
+
+FIRST = "factors to host memory"
+NTH = 4  # `full` is tried again at every so many of the steps asked for
+TRIES = 3  # measured steps in a row that do not fit, after which the rest of the run is `norms`
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
@@ -34,12 +42,29 @@ def human(n_bytes: float | int) -> str:
     return f"{n_bytes:.2f} GiB"
 
 
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One thing that can be given up, whether it was, and why."""
+
+    name: str
+    taken: bool
+    why: str
+
+
 @dataclass(eq=False)
 class Budget:
-    """What measuring may hold beside training.
+    """What measuring may hold beside training, and what is given up where that is not enough.
 
-    `snapshot`: copies of the weights and of the momentum; `per_token`: factors kept until
-    the step, an upper bound (inputs shared by q, k and v are counted once each).
+    `snapshot`: copies of the weights and of the momentum, standing from the first measured step on;
+    `probes`: gradients of the probes; `held`: what stands at every level (the probes' first predictions);
+    `carried`: the momentum by group; `per_token`: factors kept until the step, an upper bound (inputs
+    shared by q, k and v are counted once each).
+
+    The order is fixed: factors to host memory, `full` on every Nth step only, level `norms`. The second
+    does not lower the peak of a step. What it does: a step whose factors do not fit is measured as `norms`
+    (its factors are let go, so the budget is not passed), and `full` is tried again at a fixed distance,
+    so that the measured steps lie spread over the run and are not its beginning alone. It helps where
+    steps differ in length; where `TRIES` steps in a row do not fit, the rest of the run is `norms`.
     """
 
     limit: int | None
@@ -48,69 +73,180 @@ class Budget:
     probes: int
     level: str
     on_cpu: bool
+    held: int = 0
+    carried: int = 0
+    every: int = 1  # the distance asked for; `nth` is the one in force
+    follows: bool = False  # every step is needed (momentum by group)
+    lora: bool = False  # the adapters' copies are needed at every level
     spill: bool = False
+    thinned: bool = False
     only_norms: bool = False
     reason: str = ""
     tokens_held: int = 0
+    refused: int = 0  # steps in a row that did not fit
 
     @classmethod
-    def parse(cls, memory: str | int | None, layout: Layout, *, n_probes: int, level: str) -> Budget:
-        size = sum(w.param.numel() * w.param.element_size() for w in layout.weights)
+    def parse(
+        cls, memory: str | int | None, layout: Layout, model: nn.Module, *, level: str, probes: Sequence[Probe] = (),
+        every: int = 1, groups: int = 0,
+    ) -> Budget:  # fmt: skip
+        """The budget of a run, with everything that can be known before its first step.
+
+        Args:
+            groups: momentum buffers that are split by group; 0 where momentum is not split.
+        """
+        moved = [*(w.param for w in layout.weights), *layout.unmeasured.values()]
+        size = sum(p.numel() * p.element_size() for p in moved)
         budget = cls(
-            parse_bytes(memory), 2 * size, bytes_per_token(layout), n_probes * size, level,
-            layout.weights[0].param.device.type == "cpu",
+            parse_bytes(memory), 2 * size, bytes_per_token(layout), len(probes) * size, level,
+            moved[0].device.type == "cpu", held=sum(kept_bytes(model, p) for p in probes),
+            carried=groups * 4 * sum(p.numel() for p in moved), every=every, follows=bool(groups), lora=layout.lora,
         )  # fmt: skip
-        fixed = budget.snapshot + budget.probes
-        if level != "norms" and budget.limit is not None and fixed > budget.limit:
+        if level != "norms" and budget.limit is not None and budget.fixed > budget.limit:
             budget.only_norms = True
             budget.reason = (
-                f"copies of weights, momentum and probe gradients need {human(fixed)}, the budget is "
-                f"{human(budget.limit)}: level norms"
+                f"copies of weights and momentum, probe gradients and first predictions need {human(budget.fixed)}, "
+                f"the budget is {human(budget.limit)}: level norms"
             )
+            if budget.least > budget.limit:
+                budget.reason += f", and {human(budget.least)} stay at any level, which is more than the budget"
         return budget
+
+    @property
+    def fixed(self) -> int:
+        """Bytes that a measured step needs whatever its length."""
+        return self.snapshot + self.probes + self.held + self.carried
+
+    @property
+    def least(self) -> int:
+        """Bytes that even level `norms` holds: first predictions of the probes, and copies of LoRA's adapters."""
+        return self.held + (self.snapshot if self.lora else 0)
+
+    @property
+    def nth(self) -> int:
+        """`full` is measured at steps divisible by this."""
+        return self.every * NTH if self.thinned else self.every
+
+    def due(self, step: int) -> bool:
+        """Whether a step is to be measured beyond `norms`."""
+        return self.level != "norms" and not self.only_norms and step % self.nth == 0
 
     def admit(self, n_tokens: int, n_records: int) -> bool:
         """Whether factors of another pass fit; if not, they go to host memory, or the step falls to norms."""
         if n_records == 0:
             self.tokens_held = 0
         self.tokens_held += n_tokens
-        if self.limit is None:
+        need = self.fixed + self.per_token * self.tokens_held
+        if self.limit is None or self.spill or need <= self.limit:
             return True
-        need = self.snapshot + self.probes + self.per_token * self.tokens_held
-        if need <= self.limit:
-            return True
+        said = f"factors of {self.tokens_held} tokens need up to {human(need)}, the budget is {human(self.limit)}: "
         if not self.on_cpu:
             self.spill = True  # the device holds only the copies from here on
+            self.reason = said + "factors go to host memory from this step on"
             return True
-        self.give_up(
-            f"factors of {self.tokens_held} tokens need up to {human(need)}, the budget is {human(self.limit)}: "
-            "level norms from this step on"
-        )
+        if self.refuse():
+            self.reason = said + self._consequence()
         return False
 
-    def give_up(self, reason: str) -> None:
-        """Measure at level norms from here on."""
-        self.only_norms, self.reason = True, reason
+    def _consequence(self) -> str:
+        if self.follows:
+            return "level norms from this step on (momentum by group would need every step)"
+        if self.only_norms:
+            return f"level norms from this step on ({TRIES} measured steps in a row did not fit)"
+        return f"level norms in this step, {self.level} on every {ordinal(self.nth)} step only"
+
+    def refuse(self) -> bool:
+        """A step did not fit; whether that leads one rung down."""
+        before = self.thinned, self.only_norms
+        self.refused += 1
+        self.thinned |= not self.follows
+        self.only_norms |= self.follows or self.refused >= TRIES
+        return before != (self.thinned, self.only_norms)
+
+    def refused_elsewhere(self, process: int) -> None:
+        """The step did not fit in another process, so it is measured here as it is there."""
+        if self.refuse():
+            self.reason = f"process {process} passed its memory budget: {self._consequence()}"
+
+    def fitted(self) -> None:
+        """A step was measured within the budget."""
+        self.refused = 0
+
+    def restore(self, measured: Iterable[tuple[int, str]]) -> None:
+        """Give up what the earlier steps of a resumed run have given up.
+
+        Args:
+            measured: (step, what was measured in it), ascending.
+        """
+        for step, level in measured:
+            if not self.due(step):
+                continue
+            if level != "norms":
+                self.fitted()
+            elif self.refuse():
+                self.reason = f"the memory budget was passed before the interruption: {self._consequence()}"
+
+    def rungs(self) -> list[Rung]:
+        """The order in which things are given up, and of each whether it was and why."""
+        copies = self.limit is not None and self.fixed > self.limit
+        fewer = f"{self.level} on every {ordinal(self.every * NTH)} step only"
+        if self.on_cpu:
+            host = Rung(FIRST, False, "training runs in host memory already")
+        elif copies:
+            host = Rung(FIRST, False, "the copies alone do not fit")
+        else:
+            host = Rung(FIRST, self.spill, "the factors of a step did not fit" if self.spill else "not needed so far")
+        if copies:
+            nth = Rung(fewer, False, "it does not lower the peak of a step, and the copies fit in none")
+        elif not self.on_cpu:
+            nth = Rung(fewer, False, "it does not lower the peak of a step, and without factors every step fits")
+        elif self.follows:
+            nth = Rung(fewer, False, "momentum by group would need every step")
+        elif self.thinned:
+            nth = Rung(fewer, True, "the factors of a step did not fit; it does not lower the peak of a step, but "
+                       "spreads the steps that fit over the run")  # fmt: skip
+        else:
+            nth = Rung(fewer, False, "not needed so far; it would not lower the peak of a step, but spread the steps "
+                       "that fit over the run")  # fmt: skip
+        why = "the copies alone do not fit" if copies else "not needed so far"
+        if self.only_norms and not copies:
+            why = "a step did not fit" if self.follows else f"{TRIES} measured steps in a row did not fit"
+        return [host, nth, Rung("level norms", self.only_norms, why)]
 
     def lines(self) -> list[str]:
         """What is predicted, printed before the first step."""
         if self.level == "norms":
-            return ["level norms: no copies, no factors are kept"]
-        said = f"extra memory: {human(self.snapshot + self.probes)} for copies, up to {human(self.per_token)} per token"
-        if self.limit is not None:
-            said += f"; budget {human(self.limit)}, given up in this order: " + ", ".join(self.order)
-        return [said, self.reason] if self.reason else [said]
-
-    @property
-    def order(self) -> list[str]:
-        host = [] if self.on_cpu else ["factors to host memory"]
-        return [*host, "level norms"]
+            held = f"{human(self.least)} for copies" if self.least else "no copies"
+            return [f"level norms: {held}, no factors are kept"]
+        said = f"extra memory: {human(self.fixed)} for copies, up to {human(self.per_token)} per token"
+        if self.limit is None:
+            return [said]
+        rungs = [f"{place}. {r.name}: {'taken' if r.taken else 'not taken'}, {r.why}"
+                 for place, r in enumerate(self.rungs(), 1)]  # fmt: skip
+        given = [f"{said}; budget {human(self.limit)}, given up in this order:", *rungs]
+        return [*given, self.reason] if self.reason else given
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "limit_bytes": self.limit, "copies_bytes": self.snapshot, "probe_bytes": self.probes,
-            "factor_bytes_per_token": self.per_token, "order": self.order, "degraded": self.reason or None,
+            "limit_bytes": self.limit, "copies_bytes": self.snapshot, "probe_bytes": self.probes + self.held,
+            "group_bytes": self.carried, "factor_bytes_per_token": self.per_token,
+            "order": [asdict(r) for r in self.rungs()] if self.level != "norms" else [],
+            "full_every": self.nth, "degraded": self.reason or None,
         }  # fmt: skip
+
+
+def ordinal(n: int) -> str:
+    """4th, 21st; nothing for 1: "every step"."""
+    tail = "th" if 10 <= n % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{tail}"
+
+
+def kept_bytes(model: nn.Module, probe: Probe) -> int:
+    """Upper bound on what a probe keeps from its first measurement: predictions and hidden states."""
+    tokens = sum(b["input_ids"].numel() for b in probe.batches)
+    config = model.config.get_text_config()
+    drift = min(DRIFT_TOKENS, tokens) * (config.num_hidden_layers + 1) * config.hidden_size
+    return 4 * (min(KL_POSITIONS, probe.targets) * config.vocab_size + drift)
 
 
 def bytes_per_token(layout: Layout) -> int:

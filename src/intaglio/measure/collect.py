@@ -62,6 +62,12 @@ def factor_bytes(factors: list[Factor]) -> int:
     return sum(seen.values())
 
 
+def _to_host(factor: Factor) -> None:
+    for name in ("a", "b", "gain", "dropped"):
+        tensor = getattr(factor, name)
+        setattr(factor, name, tensor.to("cpu") if tensor is not None else None)
+
+
 class Projections:
     """The fixed random signs of every weight's sketch, made once."""
 
@@ -173,11 +179,16 @@ class Collector:
     def clear_caches(self) -> None:
         self._gram_cache.clear()
 
+    def spill_all(self) -> None:
+        """Factors go to host memory from here on, and those that are held now as well."""
+        self.spill = True
+        for record in self.records.values():
+            for factor in record.factors:
+                _to_host(factor)
+
     def _kept(self, record: Record, factor: Factor) -> None:
         if self.spill:
-            for name in ("a", "b", "gain", "dropped"):
-                tensor = getattr(factor, name)
-                setattr(factor, name, tensor.to("cpu") if tensor is not None else None)
+            _to_host(factor)
         record.factors.append(factor)
 
     # -- kinds of sites

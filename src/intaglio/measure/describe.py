@@ -27,7 +27,7 @@ def describe(ledger: Ledger) -> dict[str, Any]:
             "name": type(ledger.optimizer).__name__, "rule": ledger.rule_name, "lr": float(group["lr"]),
             **{k: group[k] for k in ("betas", "weight_decay", "momentum", "eps", "nesterov") if k in group},
         },
-        "probes": {p.name: {"role": p.role, "items": p.items, "targets": p.targets} for p in ledger.probes},
+        "probes": {p.name: p.as_dict() for p in ledger.probes},
         "precision": sorted({str(w.param.dtype).removeprefix("torch.") for w in layout.weights}),
         "memory": ledger.budget.as_dict(),
     }  # fmt: skip

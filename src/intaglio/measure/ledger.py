@@ -139,7 +139,10 @@ class Ledger:
                 raise UnmeasurableError("nothing that the optimizer moves can be measured", expected="linear layers")
             device = next(self.model.parameters()).device
             self.probes = [as_probe(name, p, device) for name, p in (probes or {}).items()]
-            self.budget = Budget.parse(memory, self.layout, n_probes=len(self.probes), level=level)
+            groups = 2 + len({s.group for s in (sources or {}).values()}) if group_momentum else 0  # decay, and earlier
+            self.budget = Budget.parse(
+                memory, self.layout, self.model, level=level, probes=self.probes, every=every, groups=groups
+            )
             self.collector = Collector(self.layout, seed=seed, share=1 / self.ranks.world)
             self.snapshot, self.net = Snapshot(), NetDistance(self.layout)
             self.lora_weight2 = lora_weight2(self.layout)
@@ -332,9 +335,7 @@ class Ledger:
 
     def _plan_step(self) -> None:
         """What the coming step will be measured at."""
-        full = self.level != "norms" and self.step % self.every == 0 and not self.budget.only_norms
-        self.collector.keep = full
-        self.collector.spill = self.budget.spill
+        self.collector.keep = self.budget.due(self.step)
 
     def _begin_pass(self, caught: object) -> None:
         self._depth = 0  # a step that raised never ended
@@ -344,17 +345,31 @@ class Ledger:
             self._warn(f"{text}; pass use_cache=False and no mask")
         if self.collector.records and self.clip.dropped():
             self.collector.records.clear()  # the gradients were cleared without a step
-        if self.collector.keep and not self.budget.admit(caught.ids_BT.numel(), len(self.collector.records)):
-            self._drop_factors()
+        if self.collector.keep:
+            self._admit(caught.ids_BT.numel())
         self.collector.begin(caught)
 
+    def _admit(self, n_tokens: int) -> None:
+        """Keep the factors of a pass if they fit the budget; what is given up for that is said."""
+        said = self.budget.reason
+        if not self.budget.admit(n_tokens, len(self.collector.records)):
+            self._drop_factors()
+        elif self.budget.spill and not self.collector.spill:
+            self.collector.spill_all()
+        self._say_given_up(said)
+
     def _drop_factors(self) -> None:
-        """The memory budget is passed: this step and all that follow are measured at level norms."""
+        """The memory budget is passed: this step is measured at level norms."""
         self.collector.keep = False
         for record in self.collector.records.values():
             record.factors.clear()
-        print(f"intaglio: {self.budget.reason}")
-        self.writer.write_manifest(memory=self.budget.as_dict())
+        if self.budget.only_norms and not self.layout.lora:
+            self.snapshot = Snapshot()
+
+    def _say_given_up(self, said: str) -> None:
+        if self.budget.reason != said:
+            print(f"intaglio: {self.budget.reason}")
+            self.writer.write_manifest(memory=self.budget.as_dict())
 
     def _step_begins(self, optimizer: object, args: tuple, kwargs: dict) -> tuple | None:
         """Before the optimizer moves anything; under step(closure) that is when the closure returns.
@@ -401,8 +416,10 @@ class Ledger:
             raise RuntimeError(f"process {seen.argmin()} trained on no example that could be seen")
         self.recorder.first_slot = int(seen[: self.ranks.rank].sum())
         if self.collector.keep and not kept.all():
-            self.budget.give_up(f"process {kept.argmin()} passed its memory budget: level norms from this step on")
+            said = self.budget.reason
+            self.budget.refused_elsewhere(int(kept.argmin()))
             self._drop_factors()
+            self._say_given_up(said)
 
     def _probe_before(self, probe: Probe) -> _ProbeStep:
         start = time.perf_counter()
@@ -433,6 +450,7 @@ class Ledger:
             books.part_data = self.ranks.sum(books.part_data)  # all other accounts are the same in every process
             books.data = float(books.part_data.sum())
             self.path_l2 += books.update_l2
+            self.budget.fitted()
         if any(r.coarse for r in records) and self.tolerance < COARSE:
             self.tolerance = COARSE
             self.writer.write_manifest(tolerance=COARSE, autocast=True)

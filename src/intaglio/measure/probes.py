@@ -7,6 +7,8 @@ no gradient accumulated, the tap switched off.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intaglio.errors import DataError
+from intaglio.example import example_id
 
 KL_POSITIONS = 512  # predictions kept from the start, per probe
 DRIFT_TOKENS = 512  # tokens whose hidden states are kept from the start, per probe
@@ -48,9 +51,23 @@ class Probe:
         return sum(int((_targets(b) >= 0).sum()) for b in self.batches)
 
     @property
-    def fingerprint(self) -> int:
-        """The same for the same texts and targets, also in another process."""
-        return hash(tuple(tuple(t.flatten().tolist()) for b in self.batches for t in (b["input_ids"], _targets(b))))
+    def fingerprint(self) -> str:
+        """32 hex digits over every item's unpadded token ids and label mask, in order; batching does not matter."""
+        found = []
+        for batch in self.batches:
+            kept = _kept(batch).tolist()
+            labels = batch.get("labels")
+            trained = kept if labels is None else (labels >= 0).tolist()
+            for ids, keep, mask in zip(batch["input_ids"].tolist(), kept, trained):
+                where = [t for t, k in enumerate(keep) if k]
+                found.append(example_id([ids[t] for t in where], [bool(mask[t]) for t in where]))
+        if self.order:
+            found = [example for _, example in sorted(zip(self.order, found))]
+        return hashlib.blake2b("".join(found).encode(), digest_size=16).hexdigest()
+
+    def as_dict(self) -> dict[str, object]:
+        """What the manifest says of it, and what a resumed run is held against."""
+        return {"role": self.role, "items": self.items, "targets": self.targets, "fingerprint": self.fingerprint}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +113,12 @@ def _targets(batch: Mapping[str, Tensor]) -> Tensor:
     return target
 
 
+def _kept(batch: Mapping[str, Tensor]) -> Tensor:
+    """(B, T) which positions are text and not padding."""
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+
+
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode with every module's own flag and the random state put back afterwards.
@@ -123,14 +146,22 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             torch.cuda.set_rng_state(cuda, device)
 
 
-def _losses(model: nn.Module, batch: Mapping[str, Tensor], *, hidden: bool) -> tuple[Tensor, Tensor, object]:
+def _losses(
+    model: nn.Module, batch: Mapping[str, Tensor], *, hidden: bool
+) -> tuple[Tensor, Tensor, Tensor, object]:
+    """Loss (B, K), target (B, K) and logits (B, K, V) at the K positions where some row is scored; the output."""
     inputs = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")}
-    out = model(**inputs, use_cache=False, output_hidden_states=hidden)
     target = _targets(batch)
+    scored = (target >= 0).any(0).nonzero()[:, 0]
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs["logits_to_keep"] = scored  # the head is spared the rest
+    out = model(**inputs, use_cache=False, output_hidden_states=hidden)
+    logits = out.logits if out.logits.shape[1] == len(scored) else out.logits[:, scored]
+    target = target[:, scored]
     losses = F.cross_entropy(
-        out.logits.float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none"
+        logits.float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none"
     ).view(target.shape)
-    return losses, target, out
+    return losses, target, logits, out
 
 
 def measure_probe(model: nn.Module, probe: Probe) -> ProbeState:
@@ -151,15 +182,15 @@ def measure_probe_with_gradient(
     log_probs, hidden, gradient = [], [], []
     for batch in probe.batches:
         with torch.set_grad_enabled(bool(params)):
-            losses, target, out = _losses(model, batch, hidden=True)
+            losses, target, logits, out = _losses(model, batch, hidden=True)
             if params:
                 _add_gradient(gradient, losses.sum() / count, params)
         with torch.no_grad():
             item_losses += (losses.sum(1) / (target >= 0).sum(1).clamp_min(1)).tolist()
             total += float(losses.double().sum())
-            log_probs.append(out.logits[target >= 0])
+            log_probs.append(logits[target >= 0])
             hidden.append(_kept_hidden(out.hidden_states, batch))
-        del losses, out
+        del losses, logits, out
     log_p = _thin(torch.cat(log_probs), KL_POSITIONS).float().log_softmax(-1)
     states = [_thin(torch.cat([h[layer] for h in hidden]), DRIFT_TOKENS).float() for layer in range(len(hidden[0]))]
     if not probe.start:
@@ -188,7 +219,7 @@ def probe_loss(model: nn.Module, probe: Probe) -> float:
     total, count = 0.0, 0
     with torch.no_grad():
         for batch in probe.batches:
-            losses, target, _ = _losses(model, batch, hidden=False)
+            losses, target, *_ = _losses(model, batch, hidden=False)
             total, count = total + float(losses.double().sum()), count + int((target >= 0).sum())
     return total / count
 
@@ -198,15 +229,13 @@ def probe_gradient(model: nn.Module, probe: Probe, params: list[nn.Parameter]) -
     count, total = probe.targets, []
     with torch.enable_grad():
         for batch in probe.batches:
-            losses, _, _ = _losses(model, batch, hidden=False)
+            losses, *_ = _losses(model, batch, hidden=False)
             _add_gradient(total, losses.sum() / count, params)
     return total
 
 
 def _kept_hidden(hidden_states: Sequence[Tensor], batch: Mapping[str, Tensor]) -> list[Tensor]:
-    ids = batch["input_ids"]
-    mask = batch.get("attention_mask")
-    keep = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    ids, keep = batch["input_ids"], _kept(batch)
     first = keep.int().argmax(1)
     keep = keep.clone()
     keep[torch.arange(len(ids), device=ids.device), first] = False  # the first token is left out

@@ -19,7 +19,7 @@ from intaglio.errors import TrainingError
 from intaglio.measure import rows as make
 from intaglio.measure.books import Directions, project
 from intaglio.measure.collect import Collector
-from intaglio.measure.probes import Probe, probe_gradient, undisturbed
+from intaglio.measure.probes import Probe, as_probe, probe_gradient, undisturbed
 from intaglio.model.layout import build_layout, causal_lm
 from intaglio.model.tap import Tap
 
@@ -42,10 +42,15 @@ class Scorer:
         model: a causal language model whose parameters require gradients.
         probes: whose loss each example would raise or lower.
         seed: of the sketches.
+        precision: float32, or bfloat16 (the forward runs under autocast; probes do not, as in training).
     """
 
-    def __init__(self, model: nn.Module, probes: Sequence[Probe] = (), *, seed: int = 0) -> None:
-        self.model = causal_lm(model)
+    def __init__(
+        self, model: nn.Module, probes: Sequence[Probe] = (), *, seed: int = 0, precision: str = "float32"
+    ) -> None:
+        self.model, self.precision = causal_lm(model), precision
+        self.device = next(self.model.parameters()).device
+        probes = [as_probe(p.name, p, self.device) for p in probes]
         self.layout = build_layout(model)
         self.collector = Collector(self.layout, seed=seed)
         self.collector.keep = bool(probes)
@@ -59,7 +64,7 @@ class Scorer:
         return Directions(plain={id(w.param): (g, 1.0) for w, g in zip(weights, gradient)}), length
 
     def score(self, batch: dict[str, torch.Tensor]) -> Scored:
-        """Score one batch (input_ids, attention_mask, labels).
+        """Score one batch (input_ids, attention_mask, labels), on any device.
 
         Raises:
             TrainingError: the loss is not a number.
@@ -68,12 +73,14 @@ class Scorer:
             self.model, self.layout, on_write=self.collector.write, on_logits=self.collector.logits,
             on_pass=self.collector.begin, on_fault=_raise,
         )  # fmt: skip
+        batch = {k: v.to(self.device) for k, v in batch.items()}
         found: list[torch.Tensor] = []
         entry = self.model.get_input_embeddings().register_forward_hook(_entry(found))
         tap.attach()
         try:
             with undisturbed(self.model), torch.enable_grad():
-                loss = self.model(**batch, use_cache=False).loss
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+                    loss = self.model(**batch, use_cache=False).loss
                 if not loss.isfinite():
                     raise TrainingError(f"the loss is {float(loss.detach())}")
                 torch.autograd.grad(loss, found)

@@ -155,12 +155,12 @@ def _piece(
 
 
 def _rounding_share(after: Tensor, before: Tensor, ulp: float) -> int:
-    """One row in how many is read for rounding: all where the step is within a thousand ulps of the weights.
+    """One row in how many is read for rounding: all where the step is within a hundred ulps of the weights.
 
     There rounding is a visible part of the step, and a sample of it would leave the books open.
     """
     length = torch.linalg.vector_norm(after.float() - before.float())
-    small = length < 1000 * ulp * torch.linalg.vector_norm(before.float())
+    small = length < 100 * ulp * torch.linalg.vector_norm(before.float())
     return 1 if bool(small) else ROUNDING_SHARE
 
 

@@ -16,22 +16,32 @@ MEASURED: dict[str, tuple[str, ...]] = {
     "agreement": ("steps.agreement_gg", "steps.agreement_s"),
     "volatility": ("visits.push",),
     "volatility_moved": ("visits.push", "visits.shift"),
+    "volatility_learnt": ("visits.push", "visits.loss_nats"),
+    "volatility_loss": ("visits.push", "visits.loss_nats"),
     "baseline": ("visits.loss_nats",),
     "groups": ("visits.shift", "visits.loss_nats", "visits.alignment"),
     "layers": ("parts.update_l2",),
     "heads": ("parts.update_l2",),
+    "heads_by_steps": ("parts.update_l2",),
     "groups_by_layers": ("visit_parts.shift",),
     "learning": ("probes.loss_nats", "probes.kl_nats"),
     "drift": ("drift.relative_l2", "drift.cka"),
     "credits": ("credits.credit_nats",),
 }
+# the same for the page of two runs; where a figure is that of the single page, so are its columns
+MEASURED_OF_TWO: dict[str, tuple[str, ...]] = {
+    **{k: v for k, v in MEASURED.items() if k != "baseline"},
+    "same": ("visits.shift", "visits.loss_nats"),
+    "head_differences": ("parts.update_l2",),
+}
 _IN_U = "parameter length"  # pages show lengths in u
 
 
-def caption(t: Texts, figure: str) -> dict[str, Any]:
-    """Title, reading and measured columns of a figure."""
-    columns = [(column, t.means(column), _unit(t, column)) for column in MEASURED[figure]]
-    return {"title": t(f"figure.{figure}"), "reading": t(f"reading.{figure}"), "columns": columns}
+def caption(t: Texts, figure: str, *, of: str = "") -> dict[str, Any]:
+    """Title, reading and measured columns of a figure; `of` is "compare." on the page of two runs."""
+    measured = MEASURED_OF_TWO if of else MEASURED
+    columns = [(column, t.means(column), _unit(t, column)) for column in measured[figure]]
+    return {"title": t(f"{of}figure.{figure}"), "reading": t(f"{of}reading.{figure}"), "columns": columns}
 
 
 def _unit(t: Texts, column: str) -> str | Markup:

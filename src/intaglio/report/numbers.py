@@ -52,6 +52,16 @@ class Numbers:
         """The same with a plus sign in front of what is above zero."""
         return ("+" if value and value > 0 else "") + self(value, digits)
 
+    def signed_percent(self, share: float | None) -> str:
+        """The same as `percent`, with a plus sign in front of what is above zero."""
+        return ("+" if share and share > 0 else "") + self.percent(share)
+
+    def fine_percent(self, share: float | None) -> str:
+        """Two significant digits however small: 0.034%."""
+        if share is None or not math.isfinite(share):
+            return self.missing
+        return self(100 * share, 2) + (_NBSP if self.lang == "ru" else "") + "%"
+
     def percent(self, share: float | None) -> str:
         """41% or 41 %; one decimal under ten, <0.1% for what is nearly nothing."""
         if share is None or not math.isfinite(share):

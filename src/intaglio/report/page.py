@@ -47,11 +47,16 @@ def fill(template: str, view: View, **values: Any) -> str:
     """A template with the page's style, script and helpers."""
     t = view.t
     return environment().get_template(template).render(
-        view=view, t=t, n=view.n, f=view.findings, lang=view.lang, caption=lambda name: caption(t, name), css=_css(),
-        js=Markup(asset("page.js")), verdicts=[(v, v.replace(" ", "-")) for v in VERDICTS], levels=range(HEAT_LEVELS),
-        manifest=json.dumps(view.findings.manifest, indent=1, ensure_ascii=False, sort_keys=True, default=str),
-        version=metadata.version("intaglio"), **values,
+        **{"view": view, "t": t, "n": view.n, "f": view.findings, "lang": view.lang, "css": _css(),
+           "caption": lambda name: caption(t, name), "js": Markup(asset("page.js")), "manifest": as_json(view),
+           "verdicts": [(v, v.replace(" ", "-")) for v in VERDICTS], "levels": range(HEAT_LEVELS),
+           "version": metadata.version("intaglio"), "as_json": as_json, **values}
     )  # fmt: skip
+
+
+def as_json(view: View) -> str:
+    """A run's manifest, to be read by people."""
+    return json.dumps(view.findings.manifest, indent=1, ensure_ascii=False, sort_keys=True, default=str)
 
 
 @functools.cache

@@ -67,8 +67,8 @@ class Texts:
         if value is None:
             return Markup.escape(self.numbers.missing)
         text = self.numbers(value, 2)
-        whole = text.replace(",", "").isdigit() and abs(value) < 1000 and float(value) >= 10
-        form = self.numbers.plural(round(value)) if whole else self.numbers.fraction_form
+        plain = text.replace("\u202f", "")
+        form = self.numbers.plural(int(plain)) if plain.isdigit() and int(plain) > 1 else self.numbers.fraction_form
         return self(f"count.{noun}.{form}", n=text)
 
     def means(self, column: str) -> str:

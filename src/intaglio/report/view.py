@@ -17,12 +17,25 @@ class View:
     Args:
         findings: what the analysis found.
         lang: "en" or "ru".
+        mark: "A" or "B" where two runs stand on one page, else "".
+        group_names: groups in the order of their colours; those of the findings when None.
     """
 
-    def __init__(self, findings: Findings, lang: str) -> None:
-        self.findings, self.lang = findings, lang
+    def __init__(self, findings: Findings, lang: str, *, mark: str = "", group_names: list[str] | None = None) -> None:
+        self.findings, self.lang, self.mark = findings, lang, mark
         self.t = Texts(lang)
         self.n = self.t.numbers
+        self.group_names = [g.group for g in self.groups] if group_names is None else group_names
+
+    @property
+    def label(self) -> str:
+        """How a panel of two runs names this one."""
+        return f"{self.mark} · {self.findings.name[:40]}" if self.mark else self.findings.name
+
+    @property
+    def ink(self) -> str:
+        """The colour of the run's own lines: one of two where two runs are compared."""
+        return {"A": "ra", "B": "rb"}.get(self.mark, "ink")
 
     @cached_property
     def groups(self) -> list[GroupFinding]:
@@ -39,7 +52,7 @@ class View:
 
     def group_colour(self, group: str | None) -> int:
         """Index of the group's colour and mark; groups beyond the palette share the last."""
-        names = [g.group for g in self.groups]
+        names = self.group_names
         return min(names.index(group), GROUP_COLOURS - 1) if group in names else GROUP_COLOURS - 1
 
     def u(self, value: float | None) -> str:

@@ -42,7 +42,8 @@ def _rows(run: Run, table: str) -> Any:
     """The table's files as one pyarrow dataset, of which a query reads only the columns it names."""
     from pyarrow import dataset
 
-    from intaglio.store.run import NAMED_ONCE, check_whole, schema_of
+    from intaglio.store.parts import check_whole
+    from intaglio.store.run import NAMED_ONCE, schema_of
 
     files = run.files(table)
     if not files or table in NAMED_ONCE:

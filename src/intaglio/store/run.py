@@ -2,7 +2,8 @@
 
 A run is written under `NAME.partial/` and renamed to `NAME/` when it is finished,
 so a folder without `.partial` is whole. Each flush writes one parquet file per
-table aside and renames it: a killed process loses at most the last flush.
+table aside and renames it, and touches no earlier one: a killed process loses at
+most the last flush, and a flush costs what it writes.
 Several processes write one run side by side; the first makes, describes and closes it.
 """
 
@@ -10,10 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from intaglio.errors import StoreError
+from intaglio.store.parts import WHOLE, check_whole, next_part, numbers_of, parts_of, write_atomic, write_table
 from intaglio.tables import SCHEMA_VERSION, TABLES
 
 _TYPES = {
@@ -29,23 +30,12 @@ _TYPES = {
     "list<int64>": pa.list_(pa.int64()), "list<int32>": pa.list_(pa.int32()),
     "list<float32>": pa.list_(pa.float32()), "list<bool>": pa.list_(pa.bool_()),
 }  # fmt: skip
-_PART = re.compile(r"^part-(\d+)-(\d+)\.parquet$")
 NAMED_ONCE = ("examples", "vocab")  # every process names what it meets; a reader sees each name once
 
 
 def schema_of(table: str) -> pa.Schema:
     """The pyarrow schema of a table of the contract."""
     return pa.schema([pa.field(c.name, _TYPES[c.type]) for c in TABLES[table].columns])
-
-
-def _write_atomic(path: Path, write: Any) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        write(aside)
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path.name} in {path.parent}: {error.strerror or error}") from None
 
 
 def _partial(path: Path) -> Path:
@@ -100,7 +90,7 @@ class RunWriter:
         if self.rank:
             return
         text = json.dumps(self.manifest, indent=1, ensure_ascii=False, sort_keys=True)
-        _write_atomic(self.folder / "manifest.json", lambda p: p.write_text(text, encoding="utf-8"))
+        write_atomic(self.folder / "manifest.json", lambda p: p.write_text(text, encoding="utf-8"))
 
     def append(self, table: str, columns: Mapping[str, Any]) -> None:
         """Buffer rows, given as columns of equal length (lists or numpy arrays).
@@ -128,18 +118,14 @@ class RunWriter:
             self.append(table, {name: [row.get(name) for row in rows] for name in names})
 
     def flush(self, step: int) -> None:
-        """Write all buffered rows as the parts of `step`, each file whole or absent."""
+        """Write all buffered rows as new parts of `step`, each file whole or absent."""
         for table, pieces in list(self._buffers.items()):
             folder = self.folder / table
             try:
                 folder.mkdir(exist_ok=True)
             except OSError as error:
                 raise StoreError(f"cannot write {folder}: {error.strerror or error}") from None
-            path = folder / f"part-{step:08d}-{self.rank}.parquet"
-            if path.exists():
-                pieces = [pq.ParquetFile(path).read(), *pieces]
-            data = pa.concat_tables(pieces)
-            _write_atomic(path, lambda p, data=data: pq.write_table(data, p, compression="zstd"))
+            write_table(next_part(folder, step, self.rank), pa.concat_tables(pieces))
             del self._buffers[table]
 
     def drop_after(self, step: int) -> None:
@@ -147,17 +133,33 @@ class RunWriter:
 
         The first process drops the others' parts, too: there may be fewer of them now.
         """
-        for path in self.folder.glob("*/part-*.parquet"):
-            found = _PART.match(path.name)
-            if found and int(found[1]) > step and self.rank in (0, int(found[2])):
+        for path in (p for table in TABLES for p in parts_of(self.folder / table)):
+            of_step, rank, _ = numbers_of(path)
+            if of_step > step and self.rank in (0, rank):
                 path.unlink(missing_ok=True)
 
+    def keep_rows(self, table: str, wanted: Callable[[pa.Table], Any], columns: Sequence[str]) -> None:
+        """Rewrite those parts of a table that hold rows that are not wanted, without them.
+
+        Args:
+            wanted: a mask over the rows of one part, in the order of writing.
+            columns: those that it looks at.
+        """
+        for path in parts_of(self.folder / table):
+            file = pq.ParquetFile(path)
+            mask = pa.array(wanted(file.read(columns=list(columns))), type=pa.bool_())
+            if mask.true_count == 0:
+                path.unlink()
+            elif mask.true_count < len(mask):
+                write_table(path, file.read().filter(mask))
+
     def replace(self, table: str, data: pa.Table) -> None:
-        """Write a whole table anew (for tables computed once, such as `examples`)."""
+        """Write a whole table anew, in place of its parts; nothing may be appended to it any more."""
         folder = self.folder / table
         folder.mkdir(exist_ok=True)
-        _write_atomic(folder / f"part-{0:08d}-{self.rank}.parquet",
-                      lambda p: pq.write_table(data.cast(schema_of(table)), p, compression="zstd"))  # fmt: skip
+        write_table(folder / WHOLE, data.cast(schema_of(table)))
+        for part in parts_of(folder):  # killed here, readers take the whole file alone
+            part.unlink()
 
     def finish(self, **changes: Any) -> Path:
         """Mark the run complete, give it its final name and compact its parts."""
@@ -177,13 +179,14 @@ class RunWriter:
     def _compact(self) -> None:
         """One file per table, once the run is whole: stopped halfway, or out of space, it is still whole."""
         for folder in sorted(p for p in self.path.iterdir() if p.name in TABLES):
-            parts = sorted(folder.glob("part-*.parquet"))
-            if len(parts) > 1:
+            parts = parts_of(folder)
+            if len(parts) > 1 and not (folder / WHOLE).exists():
                 whole = _joined(folder.name, parts)
                 try:
-                    _write_atomic(folder / "all.parquet", lambda p, t=whole: pq.write_table(t, p, compression="zstd"))
+                    write_table(folder / WHOLE, whole)
                 except StoreError:
                     return
+            if (folder / WHOLE).exists():
                 for part in parts:
                     part.unlink()
 
@@ -191,7 +194,7 @@ class RunWriter:
 def _joined(table: str, parts: list[Path]) -> pa.Table:
     """The rows of several parts; of several processes in the order of the key, and each name once."""
     whole = pa.concat_tables([pq.ParquetFile(p).read() for p in parts])
-    if len({found[2] for p in parts if (found := _PART.match(p.name))}) < 2:
+    if len({numbers_of(p)[1] for p in parts if p.name != WHOLE}) < 2:
         return whole
     key = TABLES[table].key
     if table in NAMED_ONCE:
@@ -236,19 +239,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_whole(files: Iterable[Path]) -> None:
-    """Refuse files that are no parquet, by name.
-
-    Raises:
-        StoreError: one is damaged or cannot be read.
-    """
-    for file in files:
-        try:
-            pq.read_metadata(file)
-        except (pa.ArrowException, OSError) as error:
-            raise StoreError(f"cannot read {file}: {str(error).splitlines()[0]}") from None
-
-
 class Run:
     """A run that can be read; it may still be going (`complete` says so)."""
 
@@ -271,8 +261,8 @@ class Run:
         if table not in TABLES:
             raise StoreError("unknown table", got=table, expected=", ".join(TABLES))
         folder = self.folder / table
-        whole = folder / "all.parquet"
-        return [whole] if whole.exists() else sorted(folder.glob("part-*.parquet"))
+        whole = folder / WHOLE
+        return [whole] if whole.exists() else parts_of(folder)
 
     def table(self, name: str) -> pa.Table:
         """A whole table, with the contract's schema; no rows where nothing was recorded."""
@@ -281,6 +271,17 @@ class Run:
             return schema_of(name).empty_table()
         check_whole(files)
         return _joined(name, files).cast(schema_of(name))
+
+    def column(self, table: str, name: str) -> list[Any]:
+        """One column of a table, without reading the others."""
+        return [value for batch in self.batches(table, [name]) for value in batch.column(0).to_pylist()]
+
+    def batches(self, table: str, columns: Sequence[str], rows: int = 4096) -> Iterator[pa.RecordBatch]:
+        """Some columns of a table in pieces, for tables too large to hold."""
+        files = self.files(table)
+        check_whole(files)
+        for file in files:
+            yield from pq.ParquetFile(file).iter_batches(batch_size=rows, columns=list(columns))
 
     def sql(self, query: str) -> Any:
         """A DuckDB relation: the result of `query` over this run's tables."""

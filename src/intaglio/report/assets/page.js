@@ -60,6 +60,17 @@
     });
   }
 
+  // The same example in the other run: its marks light up together.
+  for (const box of $$(".twins")) {
+    let lit = [];
+    box.addEventListener("pointerover", e => {
+      const link = e.target.closest && e.target.closest("svg a"), to = link && link.getAttribute("href");
+      lit.forEach(a => a.classList.remove("twin"));
+      lit = to ? $$("svg a", box).filter(a => a.getAttribute("href") === to) : [];
+      lit.forEach(a => a.classList.add("twin"));
+    });
+  }
+
   // Where am I: the table of contents marks the section in view.
   const links = new Map($$(".toc a").map(a => [a.getAttribute("href").slice(1), a]));
   if (window.IntersectionObserver) {

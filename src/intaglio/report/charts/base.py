@@ -12,7 +12,8 @@ from markupsafe import Markup, escape
 
 GROUP_COLOURS, HEAT_LEVELS = 8, 8
 COLOURS = (
-    "ink", "soft", "faint", "rule", "paper", "accent", "against",
+    "ink", "soft", "faint", "rule", "paper", "accent", "against", "ra", "rb",
+    *(f"{side}{i}" for side in "ab" for i in range(1, 6)),
     *(f"g{i}" for i in range(GROUP_COLOURS)), *(f"h{i}" for i in range(HEAT_LEVELS)),
 )  # fmt: skip
 # Altair accepts real colours only, so each CSS variable has a stand-in that is swapped for a class afterwards.
@@ -147,8 +148,26 @@ def heat(field: str) -> alt.Color:
     return alt.Color(f"{field}:O", scale=alt.Scale(domain=levels, range=[colour(f"h{i}") for i in levels]))
 
 
-def levels(values: list[float]) -> tuple[list[int], float]:
-    """Values as heat levels, linear from 0 to their 98th percentile; and that top."""
-    top = sorted(values)[int(0.98 * (len(values) - 1))] if values else 0.0
-    top = top or max(values, default=0.0) or 1.0
-    return [max(0, min(HEAT_LEVELS - 1, int(HEAT_LEVELS * v / top))) for v in values], top
+def signed_heat(field: str) -> alt.Color:
+    """The colours of a difference, for a field that holds a level -5 (more in A) to 5 (more in B)."""
+    inks = [*(f"a{i}" for i in range(5, 0, -1)), "h0", *(f"b{i}" for i in range(1, 6))]
+    scale = alt.Scale(domain=list(range(-5, 6)), range=[colour(ink) for ink in inks])
+    return alt.Color(f"{field}:O", scale=scale)
+
+
+def signed_levels(values: list[float]) -> tuple[list[int], float]:
+    """Differences as levels -5..5, linear up to the 98th percentile of their sizes; and that top."""
+    top = levels([abs(v) for v in values])[1][1]
+    return [max(-5, min(5, round(5 * v / top))) for v in values], top
+
+
+def levels(values: list[float]) -> tuple[list[int], tuple[float, float]]:
+    """Values as heat levels, linear between their 2nd and 98th percentiles; and those ends.
+
+    The lower end is 0 unless all values lie so far above it that most colours would go unused.
+    """
+    ranked = sorted(values)
+    top = (ranked[int(0.98 * (len(ranked) - 1))] if ranked else 0.0) or max(values, default=0.0) or 1.0
+    low = ranked[int(0.02 * (len(ranked) - 1))] if ranked else 0.0
+    low = low if 0.25 * top < low < top else 0.0
+    return [max(0, min(HEAT_LEVELS - 1, int(HEAT_LEVELS * (v - low) / (top - low)))) for v in values], (low, top)

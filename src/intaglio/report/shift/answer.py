@@ -16,7 +16,7 @@ def answer(view: View) -> dict[str, Any]:
     return {
         "sentences": [("which", which(view)), ("where", where(view)), ("why", understood(view))],
         "bars": group_bars(view),
-        "facts": _facts(view),
+        "facts": facts(view),
         "going": not view.findings.complete,
     }
 
@@ -80,18 +80,19 @@ def where(view: View) -> Markup:
     total, layers = sum(parts.values()), _layers(parts)
     if not total or not layers:
         return view.t("answer.where.nothing")
+    numbers, amounts = list(layers), list(layers.values())
     width = max(1, -(-len(layers) // 3))
-    start = max(range(len(layers) - width + 1), key=lambda i: sum(layers[i : i + width]))
-    inside = sum(layers)
+    start = max(range(len(layers) - width + 1), key=lambda i: sum(amounts[i : i + width]))
+    inside = sum(amounts)
     kinds = {kind: sum(v for a, v in parts.items() if a.endswith(f".{kind}")) for kind in ("mlp", "attn")}
     biggest = max(parts, key=lambda a: parts[a])
     return view.t(
         "answer.where.parts",
         mlp=view.strong(view.n.percent(kinds["mlp"] / total)),
         attn=view.strong(view.n.percent(kinds["attn"] / total)),
-        place=_place(view, start, start + width - 1, len(layers)),
+        place=_place(view, numbers[start], numbers[start + width - 1], len(layers)),
         even=view.n.percent(width / len(layers)),
-        share=view.strong(view.n.percent(sum(layers[start : start + width]) / inside if inside else None)),
+        share=view.strong(view.n.percent(sum(amounts[start : start + width]) / inside if inside else None)),
         part=biggest,
         part_share=view.n.percent(parts[biggest] / total),
     )
@@ -114,9 +115,10 @@ def _totals(view: View) -> dict[str, float]:
     return totals
 
 
-def _layers(parts: dict[str, float]) -> list[float]:
-    numbers = {int(a[1:].split(".")[0]) for a in parts if a.startswith("L")}
-    return [sum(v for a, v in parts.items() if a.startswith(f"L{i}.")) for i in range(max(numbers, default=-1) + 1)]
+def _layers(parts: dict[str, float]) -> dict[int, float]:
+    """Movement by layer; layers that were not trained are not there."""
+    numbers = sorted({int(a[1:].split(".")[0]) for a in parts if a.startswith("L")})
+    return {i: sum(v for a, v in parts.items() if a.startswith(f"L{i}.")) for i in numbers}
 
 
 def understood(view: View) -> Markup:
@@ -130,6 +132,8 @@ def understood(view: View) -> Markup:
     text = view.t("answer.why.counts", judged=view.t.count("examples", judged), **said)
     if gap is None:
         return text + " " + view.t("answer.why.gap_unknown")
+    if not counts["understood"] + counts["imitated"]:
+        return text + " " + view.t("answer.why.gap_empty")
     key = "answer.why.gap_wide" if gap > 0.1 else "answer.why.gap_narrow"
     return text + " " + view.t(key, gap=view.strong(view.n.percent(gap)))
 
@@ -163,7 +167,7 @@ def group_bars(view: View) -> list[dict[str, Any]]:
     ]
 
 
-def _facts(view: View) -> list[dict[str, Any]]:
+def facts(view: View) -> list[dict[str, Any]]:
     """The strip of figures: name, number, what it means."""
     f, whole = view.findings, view.whole
     loss = f"{view.n(whole.first_loss_nats)} → {view.n(whole.last_loss_nats)}" if whole else view.n.missing

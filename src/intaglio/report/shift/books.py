@@ -89,13 +89,18 @@ def checks(view: View) -> list[dict[str, Any]]:
     """Closure, gradient match, coverage and the shares, each with what it means."""
     f = view.findings
     numbers = {
-        "closure": f"{view.n(f.closure_median)} / {view.n(f.closure_max)}",
+        "closure": _several(view, [view.n(f.closure_median), view.n(f.closure_max)]),
         "gradient_match": view.n(f.gradient_match_max),
         "coverage": view.n.percent(f.coverage),
         "measured": f"{view.n.whole(_in_full(view))} / {view.n.whole(f.steps_total)}",
-        "settled": " / ".join(view.n.percent(share) for share in (f.data_share, f.carry_share, f.decay_share)),
+        "settled": _several(view, [view.n.percent(s) for s in (f.data_share, f.carry_share, f.decay_share)]),
     }
     return [
         {"name": view.t(f"check.{key}.name"), "number": number, "means": view.t(f"check.{key}.means")}
         for key, number in numbers.items()
     ]
+
+
+def _several(view: View, numbers: list[str]) -> str:
+    """Numbers beside each other; said once where none was measured."""
+    return view.n.missing if set(numbers) == {view.n.missing} else " / ".join(numbers)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from intaglio.findings import VERDICTS, ExampleFinding, GroupFinding
+from intaglio.findings import VERDICTS, ExampleFinding, GroupFinding, Interval
 from intaglio.report.charts import examples as charts
 from intaglio.report.view import View
 
@@ -12,14 +13,13 @@ MAX_ROWS = 2000
 
 
 def volatility(view: View) -> dict[str, Any]:
-    """The map in its two views; without enough visits, level against movement."""
+    """The map in its two views; without enough visits, level against movement, or against what was learnt."""
     examples = view.findings.examples
     having = sum(e.dispersion is not None for e in examples)
-    enough = having >= 3
-    chart = charts.volatility(view) if enough else charts.volatility_without_dispersion(view)
+    kind = charts.map_kind(view)
     return {
-        "chart": chart, "baseline": charts.loss_baseline(view, dispersion=enough), "enough": enough,
-        "note": view.t("volatility.some" if enough else "volatility.none", having=view.n.whole(having),
+        "chart": charts.example_map(kind, view), "baseline": charts.loss_baseline(kind, view), "kind": kind,
+        "note": view.t("volatility.some" if kind == "volatility" else "volatility.none", having=view.n.whole(having),
                        examples=view.t.count("examples_of", len(examples))),
         "correlations": _correlations(view),
         "tokens": [_token(view, t) for t in view.findings.token_volatility[:12]],
@@ -38,7 +38,8 @@ def _correlations(view: View) -> dict[str, Any]:
 
 def _token(view: View, token: dict[str, Any]) -> dict[str, Any]:
     return {"text": show_piece(token.get("text", "")), "count": view.n.whole(int(token.get("count") or 0)),
-            "shift": view.u(token.get("shift_abs_u")), "surprise": view.n(token.get("surprise_nats"))}  # fmt: skip
+            "shift": view.u(token.get("shift_abs_u")),
+            "surprise": "—" if token.get("surprise_nats") is None else view.n(token["surprise_nats"])}  # fmt: skip
 
 
 def _positions(view: View) -> list[dict[str, Any]]:
@@ -64,18 +65,22 @@ def show_piece(text: str) -> str:
 
 def groups(view: View) -> dict[str, Any]:
     """Groups side by side: intervals, verdict counts, a table."""
-    panels = [
+    shown = view.groups or ([view.whole] if view.whole else [])
+    return {
+        "chart": charts.intervals([view], "groups", group_panels(view)) if view.groups else None,
+        "rows": [_group_row(view, g) for g in ([view.whole] if view.whole and view.groups else []) + shown if g],
+        "verdicts": [verdict_stack(view, g) for g in shown],
+        "starved": _starved(view),
+    }
+
+
+def group_panels(view: View) -> list[tuple[str, Callable[[GroupFinding], Interval]]]:
+    """What the groups are compared by: title and reading."""
+    return [
         (view.t("panel.per_1000"), lambda g: g.shift_abs_u_per_1000_tokens),
         (view.t("panel.learnt"), lambda g: g.learnt_nats),
         (view.t("panel.alignment"), lambda g: g.alignment),
     ]
-    shown = view.groups or ([view.whole] if view.whole else [])
-    return {
-        "chart": charts.intervals(view, "groups", panels) if view.groups else None,
-        "rows": [_group_row(view, g) for g in ([view.whole] if view.whole and view.groups else []) + shown if g],
-        "verdicts": [_verdicts(view, g) for g in shown],
-        "starved": _starved(view),
-    }
 
 
 def _group_row(view: View, g: GroupFinding) -> dict[str, Any]:
@@ -95,11 +100,11 @@ def _group_row(view: View, g: GroupFinding) -> dict[str, Any]:
         "level": view.n(g.level.value),
         "dispersion": view.n(g.dispersion.value),
         "alignment": view.n.signed(g.alignment.value, 2),
-        "fall": " · ".join(f"{name}: {view.n.percent(fall)}" for name, fall in g.probe_fall.items()) or view.n.missing,
+        "fall": " · ".join(f"{p}: {view.n.signed_percent(-fall)}" for p, fall in g.probe_fall.items()) or "—",
     }
 
 
-def _verdicts(view: View, g: GroupFinding) -> dict[str, Any]:
+def verdict_stack(view: View, g: GroupFinding) -> dict[str, Any]:
     total = sum(g.verdicts.values()) or 1
     parts = [
         {
@@ -119,7 +124,8 @@ def _starved(view: View):
     if share.value is None:
         return view.t("groups.starved_unknown")
     parts = view.findings.starved_parts
-    text = view.t("groups.starved", share=view.strong(view.n.percent(share.value)), null=view.n.percent(share.null))
+    null = "" if share.null is None else " " + view.t("groups.starved_null", null=view.n.percent(share.null))
+    text = view.t("groups.starved", share=view.strong(view.n.percent(share.value)), null=null)
     return (
         text
         + " "

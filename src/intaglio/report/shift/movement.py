@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from markupsafe import Markup
+
 from intaglio.report.charts import steps as charts
 from intaglio.report.view import View
 
@@ -12,14 +14,15 @@ def movement(view: View) -> dict[str, Any]:
     return {
         "chart": charts.movement(view),
         "agreement_chart": charts.agreement(view),
-        "path": _path(view),
+        "path": path(view),
         "agreement": _agreement(view),
         "unsettled": view.t("movement.unsettled", steps=view.t.count("steps", view.unsettled_steps)),
         "spikes": spikes(view),
     }
 
 
-def _path(view: View):
+def path(view: View) -> Markup:
+    """How far the weights walked and how far they came."""
     f = view.findings
     if f.path_u is None:
         return view.t("movement.path_unknown")
@@ -64,7 +67,8 @@ def spikes(view: View) -> list[dict[str, Any]]:
     """Each spike with its sizes, the replay's verdict and the examples that moved most in it."""
     return [
         {"step": view.n.whole(s.step), "grad_z": view.n(s.grad_z, 2), "update_z": view.n(s.update_z, 2),
-         "verdict": view.t(f"spike.{s.verdict}") if f"spike.{s.verdict}" in view.t else s.verdict,
+         "verdict": (view.t(f"spike.{s.verdict}") if f"spike.{s.verdict}" in view.t else s.verdict)
+         + ("" if s.replay_step is None else " " + view.t("spike.from", step=view.n.whole(s.replay_step))),
          "examples": [view.by_id[e] for e in s.examples if e in view.by_id][:3]}
         for s in view.findings.spikes
     ]  # fmt: skip

@@ -12,22 +12,25 @@ from intaglio.report.view import View
 def places(view: View) -> dict[str, Any]:
     by_layer = charts.groups_by_layers(view) if view.groups else None
     return {
-        "layers": _with_scale(view, charts.layers_by_steps(view)),
-        "heads": _with_scale(view, charts.heads(view)),
-        "groups": _with_scale(view, by_layer, percent=True),
+        "layers": with_scale(view, charts.layers_by_steps(view)),
+        "heads": with_scale(view, charts.heads(view)),
+        "heads_by_steps": with_scale(view, charts.heads_by_steps(view)),
+        "groups": with_scale(view, by_layer, percent=True),
         "relative": _relative(view),
     }
 
 
-def _with_scale(view: View, drawn: Any, *, percent: bool = False) -> dict[str, Any] | None:
+def with_scale(view: View, drawn: Any, *, percent: bool = False) -> dict[str, Any] | None:
+    """A chart with the ends of its colour scale."""
     if drawn is None:
         return None
-    chart, top = drawn
+    chart, (low, top) = drawn
+    show = view.n.percent if percent else view.u if not view.mark else lambda v: f"{view.n(v, 2)} ×"
     return {
         "chart": chart,
         "levels": range(HEAT_LEVELS),
-        "zero": "0",
-        "top": view.n.percent(top) if percent else view.u(top),
+        "zero": f"≤ {show(low)}" if low else "0",
+        "top": show(top),
     }
 
 
@@ -35,4 +38,4 @@ def _relative(view: View) -> list[dict[str, Any]]:
     """The parts that moved most against their own length."""
     ranked = sorted(view.findings.relative_update.items(), key=lambda item: -item[1])[:8]
     top = ranked[0][1] if ranked else 0
-    return [{"part": a, "share": view.n.percent(v), "width": round(100 * v / top, 1)} for a, v in ranked if top]
+    return [{"part": a, "share": view.n.fine_percent(v), "width": round(100 * v / top, 1)} for a, v in ranked if top]

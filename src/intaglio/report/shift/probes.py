@@ -17,15 +17,15 @@ def probes(view: View) -> dict[str, Any]:
         "any": bool(found),
         "learning": charts.learning(view),
         "drift": charts.drift(view),
-        "credits": example_charts.intervals(view, "credits", panels) if view.groups and found else None,
-        "rows": [_row(view, p) for p in found],
-        "said": [_said(view, p) for p in found],
+        "credits": example_charts.intervals([view], "credits", panels) if view.groups and found else None,
+        "rows": [row(view, p) for p in found],
+        "said": [said(view, p) for p in found],
         "no_target": not any(p.role == "target" for p in found),
         "no_anchor": not any(p.role == "anchor" for p in found),
     }
 
 
-def _row(view: View, p: ProbeFinding) -> dict[str, Any]:
+def row(view: View, p: ProbeFinding) -> dict[str, Any]:
     role = view.t(f"role.{p.role}") if p.role else view.t("role.none")
     residual = p.max_abs_residual_share
     return {"name": p.probe, "role": role, "first": view.n(p.first_loss_nats), "last": view.n(p.last_loss_nats),
@@ -33,7 +33,7 @@ def _row(view: View, p: ProbeFinding) -> dict[str, Any]:
             "drift": view.n.percent(max((d for d in p.drift_relative_l2 if d is not None), default=None))}  # fmt: skip
 
 
-def _said(view: View, p: ProbeFinding):
+def said(view: View, p: ProbeFinding):
     """One sentence on the probe's loss from start to end."""
     if p.first_loss_nats is None or p.last_loss_nats is None or not p.first_loss_nats:
         return view.t("probes.unmeasured", probe=view.strong(p.probe))

@@ -9,6 +9,7 @@ from intaglio.report.shift.data import show_piece
 from intaglio.report.view import View
 
 SHOWN, OPEN = 8, 3  # examples per list; the rest of them unfold
+MAX_TOKENS, BEFORE = 320, 60  # a longer text is cut to its trained part and what stands just before it
 _EVIDENCE = (
     "first_loss",
     "last_loss",
@@ -27,8 +28,12 @@ _EVIDENCE = (
 
 def texts(view: View) -> dict[str, Any]:
     """The four lists; each example's text stands once, in the first list that names it."""
+    lists, seen = [_list(view, name, chosen) for name, chosen in ranked(view).items()], set()
+    for found in (found for each in lists for found in each["cards"]):
+        found["again"] = found["id"] in seen
+        seen.add(found["id"])
     return {
-        "lists": [_list(view, name, chosen) for name, chosen in ranked(view).items()],
+        "lists": lists,
         "pairs": _pairs(view, view.findings.pairs),
         "duplicates": _pairs(view, view.findings.near_duplicates),
     }
@@ -108,8 +113,9 @@ def card(view: View, e: ExampleFinding) -> dict[str, Any]:
         "code": e.verdict.replace(" ", "-"),
         "numbers": [(view.t(k), v) for k, v in numbers] + credits,
         "tokens": tokens(view, text) if text else [],
+        "cut": left_out(view, text) if text else "",
         "step": view.n.whole(text.step) if text else "",
-        "darkest": view.u(_top(text)) if text else "",
+        "darkest": view.u(strongest(text)) if text else "",
     }
 
 
@@ -127,15 +133,22 @@ def _evidence(view: View, name: str, value: float | None) -> str:
     return view.n.signed(value, 2) if name in ("fall_nats", "target_fall_nats") else view.n(value, 2)
 
 
-def _top(text: TokenText) -> float:
+def strongest(text: TokenText) -> float:
     return max((abs(s) for s in text.shift_u if s is not None), default=0.0)
 
 
-def tokens(view: View, text: TokenText) -> list[dict[str, Any]]:
-    """Pieces with a signed shade -5..5, a surprise shade 0..4, and what they say on hover."""
-    top, found = _top(text) or 1.0, []
+def tokens(view: View, text: TokenText, top: float | None = None) -> list[dict[str, Any]]:
+    """Pieces with a signed shade -5..5, a surprise shade 0..4, and what they say on hover.
+
+    Args:
+        view: the run.
+        text: the example at one visit.
+        top: the shift with the strongest colour, in u; the largest of this text when None.
+    """
+    top, found = top or strongest(text) or 1.0, []
+    start, end = _stretch(text)
     for i, piece in enumerate(text.pieces):
-        if not piece:
+        if not piece or not start <= i < end:
             continue  # the rest of a letter begun by the piece before
         shift, surprise = text.shift_u[i], text.surprise_nats[i]
         shade = 0 if shift is None else round(5 * (abs(shift) / top) ** 0.7) * (1 if shift > 0 else -1)
@@ -148,12 +161,27 @@ def tokens(view: View, text: TokenText) -> list[dict[str, Any]]:
         found.append(
             {
                 "text": show_token(piece),
-                "break": "\n" in piece,
+                "break": "\n" in piece and text.trained[i],  # a prompt in one piece leaves room for what was learnt
                 "class": " ".join(c for c in classes if c),
                 "tip": _tip(view, text, i),
             }
         )
     return found
+
+
+def _stretch(text: TokenText) -> tuple[int, int]:
+    """Which positions of a text are shown."""
+    if len(text.pieces) <= MAX_TOKENS:
+        return 0, len(text.pieces)
+    start = max(0, next((i for i, trained in enumerate(text.trained) if trained), 0) - BEFORE)
+    return start, start + MAX_TOKENS
+
+
+def left_out(view: View, text: TokenText) -> str:
+    """How much of a long text is not shown; "" where all of it is."""
+    start, end = _stretch(text)
+    missing = len(text.pieces) - (min(end, len(text.pieces)) - start)
+    return view.t("texts.cut", n=view.n.whole(missing)) if missing else ""
 
 
 def show_token(piece: str) -> str:

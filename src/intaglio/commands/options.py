@@ -1,0 +1,42 @@
+"""Options that several commands share: their types, and what --help says of them.
+
+Imported before any command runs, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+Probes = Annotated[list[str] | None, Parameter(negative="", consume_multiple=False)]
+Level = Literal["norms", "full", "exact"]
+Lang = Literal["en", "ru"]
+
+HELP: dict[str, str] = {
+    "subject": "smollm2 (built in), a Hugging Face id, a folder with safetensors, or a .gguf file.",
+    "data": "A .jsonl, .json, .csv, .parquet or .txt file, or a Hub data set.",
+    "out": "Folder of the run; it must not exist (see --force, --resume).",
+    "batch_size": "Examples per forward.",
+    "max_tokens": "Longest example (1024, or the model's context); a longer one is refused by its row number.",
+    "truncate": "Cut longer examples instead.",
+    "level": "norms, full or exact: how much is measured.",
+    "plan": "Print time, memory and disk, and stop.",
+    "force": "Replace an existing run at --out.",
+    "lang": "Language of the report: en or ru.",
+}
+
+_MARK = "Parameters\n----------\n"
+_NAME = re.compile(r"^(\w+)\n((?:    .*\n?)+)", re.MULTILINE)
+
+
+def explained(command: Callable[..., None]) -> Callable[..., None]:
+    """Complete a command's docstring: a parameter that it does not explain itself is explained by `HELP`."""
+    text, _, own = (inspect.getdoc(command) or "").partition(_MARK)
+    said = {name: meaning.rstrip() for name, meaning in _NAME.findall(own)}
+    lines = [f"{name}\n{said.get(name) or '    ' + HELP[name]}" for name in inspect.signature(command).parameters]
+    command.__doc__ = f"{text.rstrip()}\n\n{_MARK}" + "\n".join(lines)
+    return command

@@ -1,0 +1,50 @@
+"""Going on with a training that was interrupted: is it the same one, and from which state?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from intaglio.errors import RecipeError
+
+
+def check_same(job: Any, manifest: dict[str, Any]) -> None:
+    """Refuse to go on with a run that was begun otherwise."""
+    mine = job.manifest()
+    probes = {p.name: p.as_dict() for p in job.probes.values()}
+    for key, now in (
+        ("recipe", mine["recipe"]), ("data", mine["data"]), ("subject", mine["subject"]), ("probes", probes),
+        ("level", job.level), ("every", job.every), ("probe_every", job.probe_every),
+        ("keep_tokens", job.keep_tokens), ("group_momentum", job.group_momentum), ("rescan", job.rescan),
+    ):  # fmt: skip
+        then = manifest.get(key)
+        if then is not None and then != now:
+            differs = sorted(k for k in {*now, *then} if then.get(k) != now.get(k)) if isinstance(now, dict) else [key]
+            raise RecipeError(
+                f"the {'' if job.out.exists() else 'unfinished '}run at {job.out} has another {key} ({', '.join(differs)})",
+                expected="the same command line with --resume, or --force to start anew",
+            )
+
+
+def go_back(job: Any, ledger: Any, optimizer: Any, folder: Path | None) -> int:
+    """Go back to the newest kept state, or to the start; rows written after it are dropped."""
+    from intaglio import checkpoint
+    from intaglio.store.run import Run
+
+    ledger.prime_probes()
+    step = checkpoint.load(folder, job.model, optimizer) if folder else 0
+    ledger.writer.drop_after(step if folder else -1)
+    run = Run(ledger.writer.folder)
+    rows = run.table("steps").select(["step", "path_l2", "measured"]).to_pylist()
+    ledger.budget.restore(sorted((r["step"], r["measured"]) for r in rows))
+    ledger.restore(
+        step, path_l2=max((r["path_l2"] or 0.0 for r in rows), default=0.0),
+        examples=run.column("examples", "example"), tokens=run.column("vocab", "token"),
+    )  # fmt: skip
+    return step
+
+
+def in_order(buffers: dict[str, dict[int, Any]], layout: Any) -> dict[str, dict[int, Any]]:
+    """Buffers in the order of the weights, in which their sums were taken before: sums of floats depend on it."""
+    order = [id(w.param) for w in layout.weights]
+    return {name: {key: found[key] for key in order if key in found} for name, found in buffers.items()}
