@@ -25,7 +25,7 @@ from intaglio.measure.ledger import Ledger
 from tiny import Text, build, micro
 
 WORLD = 2
-SECONDS = 100.0
+SECONDS = 60.0
 Step = Sequence[Sequence[Text]]  # micro-batches of texts
 
 
@@ -125,8 +125,11 @@ def train(
                         _take(wrapped, optimizer, step[rank], clip=clip, clip_value=clip_value, sync_all=sync_all)
                         if number == error_at and rank == 1:
                             raise ZeroDivisionError("the user's own")
+                    if error_at >= 0:
+                        _store().wait(["gone"])
         except Exception as error:
             raised = f"{type(error).__name__}: {error}"
+            _store().set("gone", "1")
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
     hooks += sum(len(p._post_accumulate_grad_hooks or {}) for p in model.parameters())
     return {
@@ -134,6 +137,10 @@ def train(
         "said": [str(w.message) for w in said if str(w.message).startswith("intaglio")],
         "latest": getattr(made, "latest", None) if not raised else None,
     }  # fmt: skip
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
 
 
 def _take(

@@ -179,6 +179,7 @@ def test_rows_that_one_process_cannot_write_at_the_end_leave_the_run_unfinished(
 
 
 def test_an_exception_of_the_users_in_one_process_leaves_nobody_waiting(pair, tmp_path):
+    """Process 1 breaks off and leaves while process 0 is still in its block, and process 0 then leaves, too."""
     found = pair(jobs.train, tmp_path, out=str(tmp_path / "run"), steps=plan(2), settings=ADAMW, error_at=1)
     assert found[1]["raised"] == "ZeroDivisionError: the user's own" and found[0]["raised"] == ""
     assert "process 1 did not come to its block's end" in found[0]["said"][0]
