@@ -40,6 +40,7 @@ def rungs(study) -> dict[str, dict]:
 
 def live_bytes(known: set[int]) -> int:
     """Bytes of all tensors alive, each storage once, without those that training itself holds."""
+    gc.collect()  # what earlier tests left behind would be counted before and not after
     storages = {}
     for thing in gc.get_objects():
         if type(thing) in (torch.Tensor, torch.nn.Parameter):

@@ -119,7 +119,7 @@ def settle_parameter(
     share = 0
     for rows, unit in pieces(tensors[0].shape, weight):
         piece = [t[rows] for t in tensors]
-        share = share or _rounding_share(piece[0], piece[1], ulp)
+        share = share or _rounding_share(piece[0], piece[1], ulp, p.numel())
         d = denominator(rule, second, rows)
         found[unit or 0].append(_piece(rule, *piece, d, ulp, share, weight if columns else None))
     sums = torch.stack([torch.stack(rows).sum(0, dtype=torch.float64) for rows in found.values()])  # (U or 1, 5[, U])
@@ -154,13 +154,15 @@ def _piece(
     return found
 
 
-def _rounding_share(after: Tensor, before: Tensor, ulp: float) -> int:
-    """One row in how many is read for rounding: all where the step is within a hundred ulps of the weights.
+def _rounding_share(after: Tensor, before: Tensor, ulp: float, size: int) -> int:
+    """One row in how many is read for rounding: all where the step is within a thousand ulps of the weights.
 
-    There rounding is a visible part of the step, and a sample of it would leave the books open.
+    There rounding is a visible part of the step, and a sample of it would leave the books open. A sample
+    of a large parameter is good enough down to a hundred ulps.
     """
+    limit = 1000 if size < PIECE else 100
     length = torch.linalg.vector_norm(after.float() - before.float())
-    small = length < 100 * ulp * torch.linalg.vector_norm(before.float())
+    small = length < limit * ulp * torch.linalg.vector_norm(before.float())
     return 1 if bool(small) else ROUNDING_SHARE
 
 
