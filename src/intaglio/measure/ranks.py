@@ -102,13 +102,13 @@ class Ranks:
         dist.all_reduce(total, group=self._group)
         return total.to(x.device)
 
-    def sums(self, **numbers: float) -> dict[str, float]:
+    def sums(self, **numbers: float | int) -> dict[str, float]:
         """Every number summed over the processes."""
         if self.alone:
-            return numbers
+            return {name: float(number) for name, number in numbers.items()}
         return dict(zip(numbers, self.sum(torch.tensor(list(numbers.values()), dtype=torch.float64)).tolist()))
 
-    def table(self, *numbers: float) -> np.ndarray:
+    def table(self, *numbers: float | int) -> np.ndarray:
         """(processes, numbers): what each process has."""
         found = torch.zeros(self.world, len(numbers), dtype=torch.float64)
         found[self.rank] = torch.tensor(numbers, dtype=torch.float64)
