@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -231,7 +232,7 @@ def _on_device(factor: Factor) -> Factor:
     device = factor.site.weights[0].param.device
     if factor.b.device == device:
         return factor
-    moved = {n: t.to(device) for n in ("a", "b", "gain", "dropped") if (t := getattr(factor, n)) is not None}
+    moved = {n: t.to(device) for n in ("a", "b", "gain", "dropped", "lora") if (t := getattr(factor, n)) is not None}
     return replace(factor, **moved)
 
 
@@ -286,7 +287,7 @@ def gradient_match(
             squared += float(grad.norm().double().square()) / scale**2
     if adapters:
         difference2 += float(ranks.sum(torch.cat(adapters)).square().sum())
-    return (difference2 / length2) ** 0.5 if length2 else 0.0, squared**0.5
+    return (difference2 / length2) ** 0.5 if length2 else math.nan, squared**0.5
 
 
 def _sketch_of(grad: Tensor, weight: Weight, projections: Projections) -> Tensor:

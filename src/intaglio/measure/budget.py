@@ -258,7 +258,7 @@ def bytes_per_token(layout: Layout) -> int:
         elif site.kind == "norm":
             total += sum(w.param.numel() for w in site.weights)
         elif site.kind == "lora":
-            total += site.lora_b.param.shape[0] + 2 * site.weight.param.shape[1]
+            total += site.lora_b.param.shape[0] + 2 * site.weight.param.shape[1] + 2 * site.weight.param.shape[0]
         elif site.weight is not None or site.bias is not None:
             total += sum(site.module.weight.shape) if site.weight is not None else site.module.weight.shape[0]
     return total * 4

@@ -56,14 +56,15 @@ def factor_bytes(factors: list[Factor]) -> int:
     """Bytes that a list of factors keeps alive, shared storage counted once."""
     seen: dict[int, int] = {}
     for f in factors:
-        for tensor in (f.a, f.b, f.gain):
+        inner = (f.lora.low_BTR, f.lora.back_BTR) if f.lora is not None else ()
+        for tensor in (f.a, f.b, f.gain, f.dropped, *inner):
             if tensor is not None:
                 seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
     return sum(seen.values())
 
 
 def _to_host(factor: Factor) -> None:
-    for name in ("a", "b", "gain", "dropped"):
+    for name in ("a", "b", "gain", "dropped", "lora"):
         tensor = getattr(factor, name)
         setattr(factor, name, tensor.to("cpu") if tensor is not None else None)
 
@@ -219,15 +220,17 @@ class Collector:
         if site.head and self.layout.tied:
             record.waiting["head"] = (a, b, offset)
             self._tied(record)
+        dropped = caught.extras.pop(site.index, None)  # held no longer than its factor
         if self.keep and site.weights:
             factor = Factor(site, kept_a if site.weight is not None else None, kept_b, offset=offset)
             if site.kind == "lora":
-                self._adapter(factor, caught, a, b, projected)
+                self._adapter(factor, dropped, a, b, projected)
             self._kept(record, factor)
 
-    def _adapter(self, factor: Factor, caught: Pass, a: Tensor, b: Tensor, projected: tuple[Tensor, Tensor]) -> None:
+    def _adapter(
+        self, factor: Factor, dropped: Tensor | None, a: Tensor, b: Tensor, projected: tuple[Tensor, Tensor]
+    ) -> None:
         site, (x_BKT, b_BKT) = factor.site, projected
-        dropped = caught.extras.get(site.index)
         if dropped is not None and dropped.data_ptr() != a.data_ptr():
             factor.dropped = dropped.view_as(factor.a)
             a = factor.dropped.float()

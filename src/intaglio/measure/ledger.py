@@ -162,9 +162,9 @@ class Ledger:
                 "rule": self.rule_name, "layout": (len(self.layout.addresses), self.layout.n_measured),
                 "probes": [(p.name, p.fingerprint) for p in self.probes],
             }  # fmt: skip
-        if writer is not None and writer.rank != self.ranks.rank:
-            raise InputError("the writer is another process's", got=writer.rank, expected=f"rank={self.ranks.rank}")
         with self.ranks.all_or_none("run"):
+            if writer is not None and writer.rank != self.ranks.rank:
+                raise InputError("the writer is another process's", got=writer.rank, expected=f"rank={self.ranks.rank}")
             self.writer = writer or RunWriter(out, {}, force=force, resume=resume, rank=self.ranks.rank)
             self.recorder = Recorder(
                 self.writer, self.layout, sources=sources or {}, tokenizer=tokenizer, keep_tokens=keep_tokens, seed=seed
@@ -368,7 +368,8 @@ class Ledger:
 
     def _say_given_up(self, said: str) -> None:
         if self.budget.reason != said:
-            print(f"intaglio: {self.budget.reason}")
+            if self.ranks.first:
+                print(f"intaglio: {self.budget.reason}")
             self.writer.write_manifest(memory=self.budget.as_dict())
 
     def _step_begins(self, optimizer: object, args: tuple, kwargs: dict) -> tuple | None:
@@ -484,7 +485,8 @@ class Ledger:
             exact = exact_products(self.layout, records, self.optimizer, books, scales, self.snapshot)
             extra["churn"] = np.sqrt(np.clip(exact.squared_c - _shifts(books) ** 2, 0, None))
             if self.ranks.alone:
-                own, along, match = exact.products_NN.diagonal(), exact.products_NN.sum(1), exact.gradient_match
+                own, along = exact.products_NN.diagonal(), exact.products_NN.sum(1)
+                match = match if self.layout.lora else exact.gradient_match
             elif not self.layout.lora:  # of the other processes' examples only their sum is here, as the gradient
                 own, along = exact.products_NN.diagonal(), exact.along_N
         visits = make.visit_columns(self.step, records, books, ids, self.writer.rank) | extra

@@ -160,6 +160,10 @@ class LoraCatch:
     match_a: Tensor  # (r, k) the gradient of A, its columns projected onto k random signs
     match_b: Tensor  # (k, r) the gradient of B, its rows projected
 
+    def to(self, device: torch.device | str) -> LoraCatch:
+        """The same on another device."""
+        return LoraCatch(*(t.to(device) for t in (self.low_BTR, self.back_BTR, self.match_a, self.match_b)))
+
 
 def lora_catch(site: Site, x_BTP: Tensor, b_BTQ: Tensor, x_BKT: Tensor, b_BKT: Tensor) -> LoraCatch:
     """The inner activations of an adapter and the sketch of its own two gradients.

@@ -179,7 +179,8 @@ def measure_probe_with_gradient(
         The state, and one gradient per parameter (none for no parameters); `.grad` is not touched.
     """
     item_losses, total, count = [], 0.0, probe.targets
-    log_probs, hidden, gradient = [], [], []
+    log_probs, hidden, gradient = _Thinned(count, KL_POSITIONS), [], []
+    tokens = sum(int(_kept(b).sum()) - len(b["input_ids"]) for b in probe.batches)  # the first of each is left out
     for batch in probe.batches:
         with torch.set_grad_enabled(bool(params)):
             losses, target, logits, out = _losses(model, batch, hidden=True)
@@ -188,11 +189,14 @@ def measure_probe_with_gradient(
         with torch.no_grad():
             item_losses += (losses.sum(1) / (target >= 0).sum(1).clamp_min(1)).tolist()
             total += float(losses.double().sum())
-            log_probs.append(logits[target >= 0])
-            hidden.append(_kept_hidden(out.hidden_states, batch))
+            log_probs.add(logits[target >= 0])
+            layers = _kept_hidden(out.hidden_states, batch)
+            hidden = hidden or [_Thinned(tokens, DRIFT_TOKENS) for _ in layers]
+            for into, rows in zip(hidden, layers):
+                into.add(rows)
         del losses, logits, out
-    log_p = _thin(torch.cat(log_probs), KL_POSITIONS).float().log_softmax(-1)
-    states = [_thin(torch.cat([h[layer] for h in hidden]), DRIFT_TOKENS).float() for layer in range(len(hidden[0]))]
+    log_p = log_probs.rows().float().log_softmax(-1)
+    states = [layer.rows().float() for layer in hidden]
     if not probe.start:
         probe.start = {"log_p": log_p, "hidden": states}
     first = probe.start
@@ -242,11 +246,20 @@ def _kept_hidden(hidden_states: Sequence[Tensor], batch: Mapping[str, Tensor]) -
     return [h[keep] for h in hidden_states]
 
 
-def _thin(rows: Tensor, most: int) -> Tensor:
-    if len(rows) <= most:
-        return rows
-    index = torch.linspace(0, len(rows) - 1, most, device=rows.device).long()
-    return rows[index]
+class _Thinned:
+    """At most so many of the rows that come in pieces, evenly spread; the others are not held."""
+
+    def __init__(self, total: int, most: int) -> None:
+        self._wanted = torch.linspace(0, total - 1, most).long() if total > most else torch.arange(total)
+        self._seen, self._pieces = 0, []
+
+    def add(self, rows: Tensor) -> None:
+        inside = (self._wanted >= self._seen) & (self._wanted < self._seen + len(rows))
+        self._pieces.append(rows[(self._wanted[inside] - self._seen).to(rows.device)])
+        self._seen += len(rows)
+
+    def rows(self) -> Tensor:
+        return torch.cat(self._pieces)
 
 
 def drift_of(now: Tensor, start: Tensor) -> tuple[float, float, float | None]:

@@ -192,13 +192,14 @@ def _logit_statistics(z_NV: Tensor, g_NV: Tensor, target_N: Tensor, buffers_2NV:
     e_NV, product_NV = buffers_2NV
     index = target_N[:, None]
     top = z_NV.amax(-1, keepdim=True)
-    torch.sub(z_NV, top, out=e_NV).exp_()
-    e_y, z_y, g_y = (x.gather(1, index)[:, 0] for x in (e_NV, z_NV, g_NV))
+    torch.exp(torch.sub(z_NV, top, out=product_NV), out=e_NV)
+    e_y, below_y, g_y = (x.gather(1, index)[:, 0] for x in (e_NV, product_NV, g_NV))
     e_NV.scatter_(1, index, 0.0)
     others = e_NV.sum(-1)
     total = others + e_y
-    lse = top[:, 0] + total.log()
-    entropy = lse - (torch.mul(e_NV, z_NV, out=product_NV).sum(-1) + e_y * z_y) / total
+    log_total = total.log()  # of exp(z - top), as all here; a masked logit may be -inf
+    spread = product_NV.clamp_min_(-1e4).mul_(e_NV).sum(-1) + e_y * below_y.clamp_min(-1e4)
+    entropy = log_total - spread / total
     missing = others / total  # 1 - p_y
     reach2 = (torch.linalg.vector_norm(e_NV, dim=-1) / total).square() + missing.square()
     dot = torch.mul(e_NV, g_NV, out=product_NV).sum(-1) / total - g_y * missing
@@ -206,7 +207,7 @@ def _logit_statistics(z_NV: Tensor, g_NV: Tensor, target_N: Tensor, buffers_2NV:
     gg = torch.linalg.vector_norm(g_NV, dim=-1).square()
     misfit = (1 - omega * dot / gg.clamp_min(1e-38)).clamp(0, 1).sqrt()
     misfit = torch.where(gg > 0, misfit, torch.zeros_like(misfit))
-    return lse - z_y, entropy, omega, reach2.sqrt(), misfit
+    return log_total - below_y, entropy, omega, reach2.sqrt(), misfit
 
 
 def projection(size: int, side: int, seed: int, device: torch.device) -> Float[Tensor, "size side"]:
