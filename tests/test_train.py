@@ -202,7 +202,7 @@ def test_killed_while_finishing(tiny, data, tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", [
     dict(lr=2e-3), dict(batch_size=3), dict(seed=1), dict(optimizer="sgd"), dict(level="norms"), dict(steps=7),
     dict(every=2), dict(keep_tokens=0.5), dict(rescan=2), dict(probe=None), dict(probe_every=3), dict(lora=2),
-    dict(group_momentum=True),
+    dict(group_momentum=True), dict(memory="64MiB"),
 ])  # fmt: skip
 def test_another_recipe_is_refused_and_nothing_is_lost(change, tiny, cut):
     out, data, probe = cut

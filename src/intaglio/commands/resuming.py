@@ -10,12 +10,16 @@ from intaglio.errors import RecipeError
 
 def check_same(job: Any, manifest: dict[str, Any]) -> None:
     """Refuse to go on with a run that was begun otherwise."""
+    from intaglio.measure.budget import parse_bytes
+
     mine = job.manifest()
     probes = {p.name: p.as_dict() for p in job.probes.values()}
+    manifest = manifest | {"memory": (manifest.get("memory") or {}).get("limit_bytes") or 0}  # 0: no limit
     for key, now in (
         ("recipe", mine["recipe"]), ("data", mine["data"]), ("subject", mine["subject"]), ("probes", probes),
         ("level", job.level), ("every", job.every), ("probe_every", job.probe_every),
         ("keep_tokens", job.keep_tokens), ("group_momentum", job.group_momentum), ("rescan", job.rescan),
+        ("memory", parse_bytes(job.memory) or 0),
     ):  # fmt: skip
         then = manifest.get(key)
         if then is not None and then != now:
