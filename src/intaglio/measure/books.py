@@ -203,7 +203,7 @@ def _book(record: Record, weight: Weight, units_BTU: Tensor, offset: int, parts:
 
 def _units_of(factor: Factor, directions: Directions):
     """(weight, (B, T, U) inner products) of every parameter that this factor writes."""
-    site, factor = factor.site, _on_device(factor)
+    site, factor = factor.site, on_device(factor)
     if site.kind == "lora":
         if site.index in directions.lora:
             x = (factor.a if factor.dropped is None else factor.dropped).float()
@@ -227,7 +227,7 @@ def _units_of(factor: Factor, directions: Directions):
         yield weight, units.mul_(scale)
 
 
-def _on_device(factor: Factor) -> Factor:
+def on_device(factor: Factor) -> Factor:
     """The factor beside the weights again, where it had gone to host memory."""
     device = factor.site.weights[0].param.device
     if factor.b.device == device:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from intaglio.measure.books import StepBooks
+from intaglio.measure.books import StepBooks, on_device
 from intaglio.measure.collect import Factor, Record
 from intaglio.measure.rules import check_measurable, denominator, rule_for
 from intaglio.measure.settle import Snapshot, canonical, projection_factor
@@ -54,7 +54,7 @@ def _factors_of(weight: Weight, records: list[Record]) -> Iterator[tuple[int, Re
         for factor in record.factors:
             for mine in factor.site.weights:
                 if mine.param is weight.param:
-                    yield base, record, factor, mine
+                    yield base, record, on_device(factor), mine
         base += record.caught.n_slots
 
 
@@ -135,6 +135,7 @@ def _lora_blocks(site: Site, records: list[Record]) -> Iterator[tuple[int, Tenso
         for f in record.factors:
             if f.site is not site:
                 continue
+            f = on_device(f)
             dropped = f.a if f.dropped is None else f.dropped
             for block in record.caught.blocks:
                 for i, row in enumerate(range(block.rows.start, block.rows.stop)):
