@@ -194,12 +194,14 @@ class RunWriter:
 def _joined(table: str, parts: list[Path]) -> pa.Table:
     """The rows of several parts; of several processes in the order of the key, and each name once."""
     whole = pa.concat_tables([pq.ParquetFile(p).read() for p in parts])
-    if len({numbers_of(p)[1] for p in parts if p.name != WHOLE}) < 2:
-        return whole
     key = TABLES[table].key
     if table in NAMED_ONCE:
-        numbered = whole.select(key).append_column("place", pa.array(range(len(whole))))
-        whole = whole.take(numbered.group_by(list(key)).aggregate([("place", "min")])["place_min"])
+        numbered = whole.select(key).append_column("place", pa.array(range(len(whole)), type=pa.int64()))
+        first = numbered.group_by(list(key)).aggregate([("place", "min")])["place_min"]
+        if len(first) < len(whole):
+            whole = whole.take(pa.array(sorted(first.to_pylist()), type=pa.int64()))
+    if len({numbers_of(p)[1] for p in parts if p.name != WHOLE}) < 2:
+        return whole
     return whole.sort_by([(name, "ascending") for name in key])
 
 
