@@ -142,6 +142,13 @@ def test_each_reason_is_reached_and_its_sentence_has_its_numbers(own, linked, wh
     assert WHY_KEYS[unhurt.why].format(**unhurt.evidence)
 
 
+@pytest.mark.parametrize(("tokens", "why"), [(50_000, "known.as_ordinary"), (30, "not_learnt.stayed")])
+def test_being_like_ordinary_text_is_knowing_only_where_ordinary_text_is_foreseen(tokens, why):
+    """A model at chance finds everything as ordinary as anything."""
+    seen = Witnesses({}, None, None, Losses(2.2, 2.2), 0.2, None, frozenset(), math.log(tokens))
+    assert judge(Losses(2.1, 2.1), None, seen).why == f"verdict.{why}"
+
+
 def test_without_a_target_never_understood_or_imitated(tmp_path):
     verdicts = {e.verdict for e in found(tmp_path, World(target=None, noisy=(1,))).examples}
     assert not verdicts & {"understood", "imitated"}

@@ -16,6 +16,7 @@ from intaglio.analyse.stats import MAD_TO_SD, mad, number
 
 KNOWN_NATS = float(np.log(2))  # each token given one half or more (geometric mean): likelier than not
 LEAST_FALL = 0.1  # a change under a tenth of the first loss is not worth a name, however certain
+CHANCE_SHARE = 0.5  # an anchor that costs more of a blind guess's nats than this is no sign of knowing anything
 UNDERSTOOD_SHARE = 0.5  # at least half of the fall must hold in other words
 NOISE_SDS = 2.0  # about a 95 % bound
 _SIGNS_Z, _LEAST_VISITS = 1.96, 5  # fewer visits cannot be told from random signs
@@ -65,6 +66,12 @@ class Witnesses:
     noise_nats: float  # how far a loss moves without being taught, two standard deviations
     target_items: Items | None
     facts: frozenset[str]
+    chance_nats: float = np.nan  # a blind guess among all tokens; NaN where the run does not say how many there are
+
+    @property
+    def ordinary_is_known(self) -> bool:
+        """Whether the model foresees ordinary text at all, so that being like it says something."""
+        return self.anchor is not None and not self.anchor.first > CHANCE_SHARE * self.chance_nats
 
     @property
     def joined(self) -> bool:
@@ -102,7 +109,7 @@ def witnesses(data: RunData) -> Witnesses:
     return Witnesses(
         items, _mean_losses([whole[p] for p in whole if roles[p] == "target"]), held_out,
         _mean_losses([whole[p] for p in whole if roles[p] == "anchor"]),
-        _noise(data, anchors), joined, facts,
+        _noise(data, anchors), joined, facts, float(np.log(data.manifest.get("vocab_size") or np.nan)),
     )  # fmt: skip
 
 
@@ -196,7 +203,7 @@ def _own(own: Losses, noise: float, seen: Witnesses) -> tuple[str, str] | None:
         return "no evidence", "no_evidence.one_loss"
     if own.fall > noise:
         return None
-    if seen.anchor and own.first <= seen.anchor.first:
+    if seen.ordinary_is_known and own.first <= seen.anchor.first:
         return "known", "known.as_ordinary"
     return "not learnt", "not_learnt.stayed"
 

@@ -22,6 +22,7 @@ def describe(ledger: Ledger) -> dict[str, Any]:
         "coverage": layout.coverage, "unmeasured": sorted(layout.unmeasured),
         "unmeasured_reasons": {n: layout.reasons[n] for n in layout.unmeasured if n in layout.reasons},
         "tied_embeddings": layout.tied, "lora": layout.lora, "tolerance": ledger.tolerance,
+        "vocab_size": getattr(ledger.model.config.get_text_config(), "vocab_size", None),
         "unit_length": 1e-6 * weight_length(ledger),
         "optimizer": {
             "name": type(ledger.optimizer).__name__, "rule": ledger.rule_name, "lr": float(group["lr"]),

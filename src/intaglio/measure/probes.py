@@ -153,8 +153,8 @@ def _losses(
     inputs = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")}
     target = _targets(batch)
     scored = (target >= 0).any(0).nonzero()[:, 0]
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        inputs["logits_to_keep"] = scored  # the head is spared the rest
+    if _spares_the_head(model):
+        inputs["logits_to_keep"] = scored
     out = model(**inputs, use_cache=False, output_hidden_states=hidden)
     logits = out.logits if out.logits.shape[1] == len(scored) else out.logits[:, scored]
     target = target[:, scored]
@@ -162,6 +162,12 @@ def _losses(
         logits.float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none"
     ).view(target.shape)
     return losses, target, logits, out
+
+
+def _spares_the_head(model: nn.Module) -> bool:
+    """Whether the head can be asked for chosen positions only; a stranger's class may mean another thing by it."""
+    known = type(model).__module__.startswith("transformers.")
+    return known and "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def measure_probe(model: nn.Module, probe: Probe) -> ProbeState:
