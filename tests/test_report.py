@@ -22,7 +22,9 @@ from intaglio.report import render, render_compare, texts_catalogue
 from intaglio.report.captions import MEASURED, MEASURED_OF_TWO
 from intaglio.report.charts.steps import ACCOUNTS
 from intaglio.report.numbers import Numbers
+from intaglio.report.shift.answer import understood
 from intaglio.report.texts import Texts
+from intaglio.report.view import View
 from sample_findings import HOSTILE, sample
 from synthetic import World, write_run
 
@@ -456,6 +458,27 @@ def test_nothing_learnt_is_not_called_carried_over(findings):
     known = replace(findings, examples=[replace(e, verdict="known") for e in findings.examples], imitation_gap=0.004)
     text = _Text(render(known)).text
     assert "carries over" not in text and "nothing that could carry over" in text
+
+
+@pytest.mark.parametrize(
+    "gap, english, russian",
+    [
+        (0.31, "fell further than on other wordings by 31% of", "разница — 31\u00a0% от"),
+        (0.03, "by only 3% of its start", "лишь ненамного сильнее, чем на пересказах (на 3\u00a0% от"),
+        (0.0004, "fell by the same share of its start:", "упали на одну и ту же долю:"),
+        (-0.0004, "fell by the same share of its start:", "упали на одну и ту же долю:"),
+        (
+            -0.05,
+            "even further than on the trained one, by 5% of",
+            "даже сильнее, чем на заученной формулировке (на 5\u00a0% от",
+        ),
+    ],
+)
+def test_the_gap_reads_well_whatever_its_size(findings, gap, english, russian):
+    gapped = replace(findings, imitation_gap=gap)
+    for lang, said in {"en": english, "ru": russian}.items():
+        sentence = str(understood(View(gapped, lang)))
+        assert said in re.sub("<[^>]+>", "", sentence) and "&lt;" not in sentence
 
 
 def test_only_layers_that_moved_are_counted(findings):

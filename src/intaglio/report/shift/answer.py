@@ -134,8 +134,14 @@ def understood(view: View) -> Markup:
         return text + " " + view.t("answer.why.gap_unknown")
     if not counts["understood"] + counts["imitated"]:
         return text + " " + view.t("answer.why.gap_empty")
-    key = "answer.why.gap_wide" if gap > 0.1 else "answer.why.gap_narrow"
-    return text + " " + view.t(key, gap=view.strong(view.n.percent(gap)))
+    return text + " " + view.t(f"answer.why.{_gap_kind(gap)}", gap=view.strong(view.n.percent(abs(gap))))
+
+
+def _gap_kind(gap: float) -> str:
+    """How the fall of the loss in other words compares with that on the trained wording."""
+    if abs(gap) < 0.001:  # would print as <0.1%
+        return "gap_equal"
+    return "gap_below" if gap < 0 else "gap_wide" if gap > 0.1 else "gap_narrow"
 
 
 def _learnt(view: View) -> str:
