@@ -8,12 +8,16 @@ Expected lines are written as the page prints them: {x} with three digits, {x~} 
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from conftest import save_subject, write_jsonl
+from intaglio.analyse import analyse_run
 from intaglio.commands import summary
 from intaglio.commands import train as command
 from intaglio.store.run import Run, open_run
@@ -292,6 +296,18 @@ def test_the_charts_say_what_the_tables_hold(page, truth, run):
            **{f"n{i}": far[a] for i, a in enumerate(best)})  # fmt: skip
 
 
+def test_heads_that_pull_apart_are_added_before_the_sign_is_dropped(run, tmp_path):
+    """In these runs the heads of a layer mostly agree, so here one takes from the other what that gets."""
+    shutil.copytree(run.folder, tmp_path / "run")
+    for file in (tmp_path / "run" / "visit_parts").glob("*.parquet"):
+        rows = pq.read_table(file)
+        extra = [1.0 if a.endswith("H0") else -1.0 if a.endswith("H1") else 0.0 for a in rows["address"].to_pylist()]
+        shift = pa.array(np.array(rows["shift"]) + extra)
+        pq.write_table(rows.set_column(rows.column_names.index("shift"), rows.schema.field("shift"), shift), file)
+    changed, plain = (analyse_run(r).visit_part_totals[""] for r in (open_run(tmp_path / "run"), run))
+    assert changed == pytest.approx(plain, rel=1e-6)
+
+
 def test_tokens_places_and_ranks(page, truth, run):
     t, vocab = columns(run, "tokens"), dict(zip(*(columns(run, "vocab")[k] for k in ("token", "text"))))
     size = np.abs(t["shift"]) / truth.u
@@ -354,6 +370,7 @@ def test_a_run_measured_now_and_then(sparse):
     full = np.isin(truth.steps["step"], truth.visits["step"][truth.known])
     scale = truth.steps["examples"].sum() / truth.steps["examples"][full].sum()
     assert 2 < scale < 3
+    assert analyse_run(sparse).groups[0].shift_abs_u.low == 0.0  # so few steps say little, yet never less than nothing
     prints(
         words,
         f"Shift was measured on {full.sum()} of 16 steps; sums over the run are scaled by {{scale}}.",
