@@ -183,12 +183,18 @@ def _totals(data: RunData, own: Columns, members: np.ndarray, counts: np.ndarray
         off = steps["abs"] * per_u * 1000 - per_1000.value * steps["targets"]
         ratio_half = sampling_half_width(off, n_steps) / (n_steps * tokens_per_step)
     return {
-        "shift_abs_u": widen(ratio_interval(own["shift_abs"], None, counts),
-                             sampling_half_width(steps["abs"] * per_u, n_steps)),
+        "shift_abs_u": _from_zero(widen(ratio_interval(own["shift_abs"], None, counts),
+                                        sampling_half_width(steps["abs"] * per_u, n_steps))),
         "shift_net_u": widen(ratio_interval(own["shift_net"], None, counts),
                              sampling_half_width(steps["net"] * per_u, n_steps)),
-        "shift_abs_u_per_1000_tokens": widen(per_1000, ratio_half),
+        "shift_abs_u_per_1000_tokens": _from_zero(widen(per_1000, ratio_half)),
     }  # fmt: skip
+
+
+def _from_zero(interval: Interval) -> Interval:
+    """The interval of a sum of absolute values: what lies below zero is left out."""
+    low = None if interval.low is None else max(interval.low, 0.0)
+    return Interval(interval.value, low, interval.high, interval.null)
 
 
 def _per_step(data: RunData, members: np.ndarray) -> dict[str, np.ndarray]:
