@@ -10,7 +10,7 @@ from torch.optim import SGD, AdamW
 
 from conftest import write_jsonl
 from intaglio.measure import ledger as module
-from intaglio.measure.budget import NTH, TRIES, Budget
+from intaglio.measure.budget import NTH, TRIES, Budget, kept_bytes
 from intaglio.measure.ledger import Ledger, Source
 from intaglio.model.layout import build_layout
 from study import train
@@ -188,14 +188,29 @@ def test_momentum_by_group_needs_every_step_so_it_falls_to_norms(tmp_path):
 
 
 def test_what_every_level_holds_is_said(tmp_path, capsys):
+    model, probes = build("llama_gqa"), {"anchor": batch(texts(seed=8))}
+    with Ledger(model, AdamW(model.parameters(), lr=1e-3), out=tmp_path / "run", probes=probes, memory="1kb") as ledger:
+        pass
+    assert ledger.budget.held == kept_bytes(model, ledger.probes[0]) > 1000
+    assert "stay at any level, which is more than the budget" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_level_norms_copies_nothing(rank, tmp_path, capsys):
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(build("llama_gqa"), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
-    params = [p for p in model.parameters() if p.requires_grad]
-    with Ledger(model, AdamW(params, lr=1e-3), out=tmp_path / "run", memory="1kb") as ledger:
-        pass
-    assert ledger.budget.least == 2 * sum(p.numel() * 4 for p in params)
-    assert "stay at any level, which is more than the budget" in capsys.readouterr().out
+    model = build("llama_gqa")
+    if rank:
+        model = get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    with Ledger(model, optimizer, out=tmp_path / "run", level="norms", strict=True) as ledger:
+        for _ in range(2):
+            model(**batch(texts())).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert not ledger.snapshot.theta and not ledger.snapshot.momentum
+        assert ledger.latest["step"] == 1 and ledger.latest["net_l2"] > 0
+    assert "no copies, no factors are kept" in capsys.readouterr().out
 
 
 def test_going_on_gives_up_what_was_given_up():

@@ -25,7 +25,7 @@ def print_plan(job: Any, console: Any) -> None:
     step_seconds = _time_batch(job) * recipe.accumulate
     trained = layout.n_trainable * 4
     factors = budget.per_token * int(tokens * recipe.batch_size * recipe.accumulate)
-    measuring = budget.least if job.level == "norms" else budget.fixed + factors
+    measuring = budget.held if job.level == "norms" else budget.fixed + factors
     state = sum(p.numel() for p in job.model.parameters()) * 4 if not recipe.lora_rank else trained
     n_states = (recipe.steps // job.checkpoint_every if job.checkpoint_every else 0) + 1
     rows = visits * (tokens * job.keep_tokens * BYTES_PER_TOKEN_ROW + len(layout.addresses) * BYTES_PER_PART_ROW)

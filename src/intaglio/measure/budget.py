@@ -77,7 +77,6 @@ class Budget:
     carried: int = 0
     every: int = 1  # the distance asked for; `nth` is the one in force
     follows: bool = False  # every step is needed (momentum by group)
-    lora: bool = False  # the adapters' copies are needed at every level
     spill: bool = False
     thinned: bool = False
     only_norms: bool = False
@@ -100,7 +99,7 @@ class Budget:
         budget = cls(
             parse_bytes(memory), 2 * size, bytes_per_token(layout), len(probes) * size, level,
             moved[0].device.type == "cpu", held=sum(kept_bytes(model, p) for p in probes),
-            carried=groups * 4 * sum(p.numel() for p in moved), every=every, follows=bool(groups), lora=layout.lora,
+            carried=groups * 4 * sum(p.numel() for p in moved), every=every, follows=bool(groups),
         )  # fmt: skip
         if level != "norms" and budget.limit is not None and budget.fixed > budget.limit:
             budget.only_norms = True
@@ -108,19 +107,14 @@ class Budget:
                 f"copies of weights and momentum, probe gradients and first predictions need {human(budget.fixed)}, "
                 f"the budget is {human(budget.limit)}: level norms"
             )
-            if budget.least > budget.limit:
-                budget.reason += f", and {human(budget.least)} stay at any level, which is more than the budget"
+            if budget.held > budget.limit:
+                budget.reason += f", and {human(budget.held)} stay at any level, which is more than the budget"
         return budget
 
     @property
     def fixed(self) -> int:
         """Bytes that a measured step needs whatever its length."""
         return self.snapshot + self.probes + self.held + self.carried
-
-    @property
-    def least(self) -> int:
-        """Bytes that even level `norms` holds: first predictions of the probes, and copies of LoRA's adapters."""
-        return self.held + (self.snapshot if self.lora else 0)
 
     @property
     def nth(self) -> int:
@@ -216,8 +210,8 @@ class Budget:
     def lines(self) -> list[str]:
         """What is predicted, printed before the first step."""
         if self.level == "norms":
-            held = f"{human(self.least)} for copies" if self.least else "no copies"
-            return [f"level norms: {held}, no factors are kept"]
+            held = f"{human(self.held)} for the probes' first predictions, " if self.held else ""
+            return [f"level norms: {held}no copies, no factors are kept"]
         said = f"extra memory: {human(self.fixed)} for copies, up to {human(self.per_token)} per token"
         if self.limit is None:
             return [said]

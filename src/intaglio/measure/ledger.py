@@ -363,7 +363,7 @@ class Ledger:
         self.collector.keep = False
         for record in self.collector.records.values():
             record.factors.clear()
-        if self.budget.only_norms and not self.layout.lora:
+        if self.budget.only_norms:
             self.snapshot = Snapshot()
 
     def _say_given_up(self, said: str) -> None:
@@ -404,7 +404,7 @@ class Ledger:
         self._meet_others(sum(r.caught.n_slots for r in self.collector.records.values()))
         self.clip.average(self.ranks)
         self._scales = self.clip.read()
-        if self.collector.keep or self.layout.lora:
+        if self.collector.keep:
             self.snapshot.take(self.optimizer)
         self._probing = []
         if self.probes and self.step % self.probe_every == 0:
