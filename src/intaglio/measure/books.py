@@ -112,7 +112,7 @@ def settle(
     known = {id(w.param) for w in layout.weights} | {id(p) for p in layout.unmeasured.values()}
     lost = [p for group in optimizer.param_groups for p in group["params"] if id(p) in snapshot.moved - known]
     total.lost2 = sum(_plain_length2(p, snapshot) for p in lost)
-    shifts = project(layout, records, directions)
+    shifts = project(records, directions)
     return total.books(shifts, books)
 
 
@@ -170,9 +170,7 @@ class _Totals:
         )
 
 
-def project(
-    layout: Layout, records: list[Record], directions: Directions, *, by_part: bool = True
-) -> list[tuple[Tensor, Tensor]]:
+def project(records: list[Record], directions: Directions, *, by_part: bool = True) -> list[tuple[Tensor, Tensor]]:
     """Inner products of every example's and token's writes with a direction in parameter space.
 
     Args:

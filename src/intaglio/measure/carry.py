@@ -74,7 +74,7 @@ class GroupCarry:
         return total / books.update_l2 if books.update_l2 else 0.0
 
     def _absorb(self, weight: Weight, records: list[Record], names: list[str], membership: Tensor, take: float) -> None:
-        for rows, g_NRC in slabs(self.layout, weight, records, membership.shape[1]):
+        for rows, g_NRC in slabs(weight, records, membership.shape[1]):
             by_group = torch.einsum("gn,nrc->grc", membership.to(g_NRC.device), g_NRC)
             for i in membership.any(1).nonzero()[:, 0].tolist():
                 buffer = self._buffer(names[i], weight)

@@ -136,8 +136,8 @@ class Collector:
 
     def write(self, site: Site, caught: Pass, a: Tensor, b: Tensor) -> None:
         record = self.records[id(caught)]
-        if site.kind in ("linear", "lora") and not self._prepare(site, caught, a, b):
-            return
+        if site.kind in ("linear", "lora"):
+            _check_rows(site, caught, a)
         if site.index in record.sites_seen:
             raise RuntimeError(f"{site.name} ran twice in one forward, which is not measured")
         record.sites_seen.add(site.index)
@@ -193,14 +193,6 @@ class Collector:
         record.factors.append(factor)
 
     # -- kinds of sites
-
-    def _prepare(self, site: Site, caught: Pass, a: Tensor, b: Tensor) -> bool:
-        positions = caught.ids_BT.numel()
-        if site.head and caught.kept:
-            positions = caught.ids_BT.shape[0] * caught.kept
-        if a.numel() // a.shape[-1] != positions:
-            raise RuntimeError(f"{site.name} sees {tuple(a.shape)}, not one row per token")
-        return True
 
     def _linear(self, record: Record, site: Site, a: Tensor, b: Tensor) -> None:
         if a.dtype != b.dtype:
@@ -363,6 +355,14 @@ def _spans(caught: Pass, offset: int):
         start, stop = max(0, block.span.start - offset), block.span.stop - offset
         if stop > start:
             yield index, block, slice(start, stop)
+
+
+def _check_rows(site: Site, caught: Pass, a: Tensor) -> None:
+    positions = caught.ids_BT.numel()
+    if site.head and caught.kept:
+        positions = caught.ids_BT.shape[0] * caught.kept
+    if a.numel() // a.shape[-1] != positions:
+        raise RuntimeError(f"{site.name} sees {tuple(a.shape)}, not one row per token")
 
 
 def _per_position(g: Tensor, shape: torch.Size) -> Tensor:

@@ -95,10 +95,10 @@ def _dot(a: Tensor, b: Tensor) -> float:
     return float(a.double().flatten() @ b.double().flatten())
 
 
-def credit_of_visits(layout: Layout, records: list[Record], accounts: CreditAccounts) -> np.ndarray:
+def credit_of_visits(records: list[Record], accounts: CreditAccounts) -> np.ndarray:
     """(N,) credit of every visit of the step, nats of the probe's mean loss."""
     found = []
-    for record, (_, tokens) in zip(records, project(layout, records, accounts.directions, by_part=False)):
+    for record, (_, tokens) in zip(records, project(records, accounts.directions, by_part=False)):
         segment = record.caught.segment_BT
         inside = segment >= 0
         total = torch.zeros(record.caught.n_slots, dtype=torch.float64, device=tokens.device)

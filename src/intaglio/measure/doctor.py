@@ -279,7 +279,7 @@ def _gradient_matches(ledger: Ledger) -> dict[str, tuple[float, float]]:
                 continue
             grad = weight.param.grad.float()
             grad = canonical(grad, weight) if grad.ndim == 2 else grad.view(1, -1)
-            for rows, g_NRC in slabs(layout, weight, records, n):
+            for rows, g_NRC in slabs(weight, records, n):
                 add(weight, g_NRC.sum(0) - grad[rows], grad[rows])
         for site in (s for s in layout.sites if s.kind == "lora"):
             old = site.weight.param.float(), site.lora_b.param.float()

@@ -33,9 +33,7 @@ class ExactProducts:
     gradient_match: float
 
 
-def slabs(
-    layout: Layout, weight: Weight, records: list[Record], n_total: int
-) -> Iterator[tuple[slice, Tensor]]:
+def slabs(weight: Weight, records: list[Record], n_total: int) -> Iterator[tuple[slice, Tensor]]:
     """(rows, g_NRC): every example's gradient of one parameter, in canonical orientation, by rows."""
     shape = canonical(weight.param, weight).shape if weight.param.ndim == 2 else (1, weight.param.numel())
     step = max(1, SLAB // (n_total * shape[1]))
@@ -107,7 +105,7 @@ def exact_products(
         inverse = None
         if book is not None and (d := denominator(book.rule, optimizer.state[weight.param], ...)) is not None:
             inverse = _rows(d, weight)
-        for rows, g_NRC in slabs(layout, weight, records, n):
+        for rows, g_NRC in slabs(weight, records, n):
             flat = g_NRC.flatten(1)
             products += (flat @ flat.mT).double()
             along += (flat @ grad[rows].reshape(-1)).double()
@@ -119,7 +117,7 @@ def exact_products(
     for site in layout.sites:
         if site.kind == "lora":
             products += _lora_products(site, records, n)
-            squared_c += _lora_squared(site, records, optimizer, snapshot, scales, books, n)
+            squared_c += _lora_squared(site, records, optimizer, snapshot, scales, n)
     match = (difference2 / length2) ** 0.5 if length2 else 0.0
     return ExactProducts(products.cpu().numpy(), along.cpu().numpy(), squared_c.cpu().numpy(), match)
 
@@ -155,9 +153,8 @@ def _lora_products(site: Site, records: list[Record], n: int) -> Tensor:
 
 
 def _lora_squared(
-    site: Site, records: list[Record], optimizer: torch.optim.Optimizer, snapshot: Snapshot, scales: dict,
-    books: StepBooks, n: int,
-) -> Tensor:  # fmt: skip
+    site: Site, records: list[Record], optimizer: torch.optim.Optimizer, snapshot: Snapshot, scales: dict, n: int
+) -> Tensor:
     """Squared length of each example's part of the product's step, s (c^B A0 + B0 c^A)."""
     groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
     name = check_measurable(optimizer)

@@ -569,7 +569,7 @@ class Ledger:
 
     def _credits(self, probing: _ProbeStep, records: list) -> dict[str, float]:
         accounts = probing.accounts
-        credit_N = credit_of_visits(self.layout, records, accounts)
+        credit_N = credit_of_visits(records, accounts)
         n = len(credit_N)
         self.recorder.append("credits", {
             "step": [self.step] * n, "slot": list(range(n)), "probe": [probing.probe.name] * n,

@@ -106,7 +106,7 @@ class Scorer:
     def _credit(
         self, record: Any, directions: Directions, length: float, weight: np.ndarray, push: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        ((parts, _),) = project(self.layout, [record], directions)
+        ((parts, _),) = project([record], directions)
         with np.errstate(invalid="ignore", divide="ignore"):
             per_length = parts.sum(1).cpu().numpy() / weight / push
         return per_length, per_length / length

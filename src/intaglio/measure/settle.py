@@ -15,7 +15,7 @@ from torch import Tensor
 
 from intaglio.measure.ranks import Ranks
 from intaglio.measure.rules import Rule, denominator, rule_for
-from intaglio.model.layout import Layout, Site, Weight
+from intaglio.model.layout import Weight
 
 PIECE = 1 << 18  # numbers per piece: a few such buffers fit the shared cache, and calls are few
 ROUNDING_SHARE = 7  # one row in seven stands for the rounding of a large piece, where it is hardly visible
@@ -305,12 +305,3 @@ def _stride(p: Tensor) -> int:
 
 def _samples(p: Tensor) -> int:
     return -(-p.numel() // _stride(p))
-
-
-def layout_params(layout: Layout) -> list[torch.nn.Parameter]:
-    """Every measured parameter once."""
-    return [w.param for w in layout.weights]
-
-
-def sites_of(layout: Layout) -> dict[int, Site]:
-    return {s.index: s for s in layout.sites}
