@@ -218,15 +218,12 @@ class Job:
         from intaglio.commands.scoring import score_rows
         from intaglio.measure.scan import Scorer
 
-        ledger.tap.enabled = False
-        try:
+        with ledger.tap.paused():
             scorer = Scorer(self.model, seed=self.recipe.seed, precision=self.recipe.precision)
             score_rows(
                 scorer, self.data.data, ledger.writer, step=step, batch_size=self.recipe.batch_size,
                 pad_id=ready.pad_id(self.subject.tokenizer),
             )  # fmt: skip
-        finally:
-            ledger.tap.enabled = True
 
     def _replay_spikes(self, writer: Any, ledger: Any, console: Any) -> None:
         from intaglio.commands.spikes import record_spikes

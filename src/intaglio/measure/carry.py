@@ -11,13 +11,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from intaglio.errors import InputError, UnmeasurableError
 from intaglio.measure.books import StepBooks
 from intaglio.measure.collect import Record
 from intaglio.measure.exact import slabs
+from intaglio.measure.ranks import Ranks
 from intaglio.measure.settle import Snapshot, canonical
 from intaglio.model.layout import Layout, Weight
 
 EARLIER, DECAY, CHANGED = "(earlier)", "(decay)", "(changed)"
+
+
+def check_group_momentum(layout: Layout, ranks: Ranks, *, level: str, every: int, rule_name: str) -> None:
+    """Refuse runs whose momentum cannot be split.
+
+    Raises:
+        UnmeasurableError: adapters are trained.
+        InputError: other processes have a part in the momentum, or some step would not be seen.
+    """
+    if layout.lora:
+        raise UnmeasurableError("group momentum is not measured under LoRA", expected="full fine-tuning")
+    if not ranks.alone:
+        raise InputError("group momentum is measured in one process only", got=f"{ranks.world} of them")
+    if every > 1 or level == "norms" or rule_name == "other":
+        raise InputError("group momentum follows every step of SGD, Adam or AdamW", expected="full, every=1")
 
 
 class GroupCarry:

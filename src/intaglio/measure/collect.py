@@ -51,6 +51,11 @@ class Record:
     low_precision: bool = False  # the logits were made in 16 bits
     coarse: bool = False  # some gradient was made in 16 bits, so autograd's own is rounded
 
+    @property
+    def trained_BT(self) -> Tensor:
+        """Which positions predict a trained target; every token where no target was seen."""
+        return self.caught.segment_BT >= 0 if self.target_BT is None else self.target_BT >= 0
+
 
 def factor_bytes(factors: list[Factor]) -> int:
     """Bytes that a list of factors keeps alive, shared storage counted once."""
@@ -186,6 +191,12 @@ class Collector:
         for record in self.records.values():
             for factor in record.factors:
                 _to_host(factor)
+
+    def drop_factors(self) -> None:
+        """No factors are kept until the step, nor those that are held now."""
+        self.keep = False
+        for record in self.records.values():
+            record.factors.clear()
 
     def _kept(self, record: Record, factor: Factor) -> None:
         if self.spill:

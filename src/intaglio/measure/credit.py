@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from intaglio.measure.books import Directions, project
+from intaglio.measure.books import Directions, groups_of, project
 from intaglio.measure.collect import Record
 from intaglio.measure.rules import Rule, denominator, rule_for
 from intaglio.measure.settle import Snapshot, projection_factor
@@ -38,10 +38,9 @@ def prepare(
     rule_name: str,
     scales: dict[int, float],
     foreign: set[int],
-    groups: dict[int, dict],
 ) -> CreditAccounts:
     """Accounts of one probe, while the snapshot still holds the momentum; `gradient` is used up."""
-    accounts = CreditAccounts(Directions())
+    accounts, groups = CreditAccounts(Directions()), groups_of(optimizer)
     halves: dict[int, Tensor] = {}
     for weight in layout.weights:
         p, key = weight.param, id(weight.param)

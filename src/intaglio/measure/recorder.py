@@ -111,6 +111,10 @@ class Recorder:
             "step": np.full(len(a), step), "slot_a": a, "slot_b": b, "dot": dots[a, b], "cosine": cosine[a, b],
         })  # fmt: skip
 
+    def group_carry(self, step: int, carried: Mapping[str, float]) -> None:
+        """Rows of `group_carry`."""
+        self.append_rows("group_carry", [{"step": step, "group": g, "carry_shift": v} for g, v in carried.items()])
+
     def examples(self, examples: list[tuple[str, list[int], list[bool]]]) -> None:
         """Rows of `examples` and `vocab` for what was not named before."""
         fresh = []

@@ -117,12 +117,31 @@ def visit_columns(
         losses += list(mean_loss)
         targets += list(n_targets)
     n = len(ids)
-    shift = np.concatenate([s.sum(1).cpu().numpy() for s in books.shift_NA]) if books else np.full(n, math.nan)
+    shift = _shifts(books) if books else np.full(n, math.nan)
     return {
         "step": [step] * n, "slot": list(range(n)), "rank": [rank] * n, "example": ids, "targets": targets,
         "loss_nats": losses, "push": push, "push_kind": kinds, "shift": shift,
         "loss_weight": weights,
     }  # fmt: skip
+
+
+def _shifts(books: StepBooks) -> np.ndarray:
+    """(N,) each example's part of the step along it."""
+    return np.concatenate([s.sum(1).cpu().numpy() for s in books.shift_NA])
+
+
+def churn(squared_c: np.ndarray, books: StepBooks) -> np.ndarray:
+    """(N,) length of each example's part of the step that lies across it.
+
+    Args:
+        squared_c: squared lengths of those parts.
+    """
+    return np.sqrt(np.clip(squared_c - _shifts(books) ** 2, 0, None))
+
+
+def summed_nats(visits: dict[str, Any]) -> float:
+    """Loss of all trained tokens of a step's visits."""
+    return float(sum(loss * n for loss, n in zip(visits["loss_nats"], visits["targets"]) if n))
 
 
 def _mean_losses(record: Record) -> tuple[np.ndarray, np.ndarray]:
@@ -200,6 +219,15 @@ def _positions(segment_BT: np.ndarray) -> np.ndarray:
     index = np.broadcast_to(np.arange(segment_BT.shape[1]), segment_BT.shape)
     start = np.maximum.accumulate(np.where(change, index, 0), axis=1)
     return index - start
+
+
+def step_accounts(books: StepBooks) -> dict[str, float | None]:
+    """The accounts of a row of `steps`."""
+    return {
+        "update_l2": books.update_l2, "data_shift": books.data, "carry_shift": books.carry,
+        "decay_shift": books.decay, "unmeasured_shift": books.unmeasured, "unexplained_shift": books.unexplained,
+        "interaction_shift": books.interaction, "rounding_shift": books.rounding, "closure": books.closure,
+    }  # fmt: skip
 
 
 def part_columns(step: int, layout: Layout, books: StepBooks) -> dict[str, Any]:

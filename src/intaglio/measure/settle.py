@@ -9,6 +9,7 @@ No account is fitted to the step: what the formula does not give is missing in t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -230,6 +231,15 @@ def canonical(t: Tensor, weight: Weight) -> Tensor:
     return t.t() if weight.kind == "conv1d" else t
 
 
+class Scaling(NamedTuple):
+    """How gradients were changed between backward and step: the factor per parameter, the parameters that were not
+    merely scaled, and the median factor."""
+
+    scales: dict[int, float]
+    foreign: set[int]
+    median: float
+
+
 class ClipScale:
     """How much every gradient was scaled between backward and step, read at a few coordinates.
 
@@ -275,8 +285,8 @@ class ClipScale:
     def clear(self) -> None:
         self.then.clear()
 
-    def read(self) -> tuple[dict[int, float], set[int], float]:
-        """Per parameter the factor; those that were not merely scaled; and the median factor."""
+    def read(self) -> Scaling:
+        """What happened to the gradients since they were accumulated."""
         scales, foreign, unknown = {}, set(), []
         for p in self.params:
             then = self.then.get(id(p))
@@ -296,7 +306,7 @@ class ClipScale:
         ordered = sorted(scales.values())
         median = ordered[len(ordered) // 2] if ordered else 1.0
         scales.update({key: median for key in unknown})
-        return scales, foreign, median
+        return Scaling(scales, foreign, median)
 
 
 def _stride(p: Tensor) -> int:

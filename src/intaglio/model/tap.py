@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -167,6 +168,15 @@ class Tap:
             handle.remove()
         self._handles.clear()
         self.current = self._in_backward = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What the model does inside the block is not caught."""
+        enabled, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = enabled
 
     def _guard(self, function: Callable, *args: object) -> None:
         if not self.enabled:
