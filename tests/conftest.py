@@ -12,11 +12,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+pytest.register_assert_rewrite("training")  # a failure there shows what differs
+
 SHARED = Path(os.environ.get("INTAGLIO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 CHAT = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% if m['role'] == 'assistant' %}</s>{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+WORDS = ("the cat sat", "a dog ran far", "one two three", "red and blue", "I see it", "no more rain", "the end")
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +94,37 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
     """Rows as JSON lines."""
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
     return path
+
+
+def write_words(path: Path, words: Iterable[str] = WORDS) -> Path:
+    """Plain texts as rows, by turns of group a and b."""
+    return write_jsonl(path, ({"text": t, "group": "ab"[i % 2]} for i, t in enumerate(words)))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A few short texts of two groups."""
+    return write_words(tmp_path / "data.jsonl")
+
+
+@pytest.fixture
+def longer(tmp_path: Path) -> Path:
+    """The same and one long text, which a small budget for memory cannot hold."""
+    return write_jsonl(tmp_path / "longer.jsonl", [*({"text": t} for t in WORDS), {"text": "and so on, " * 4}])
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> str:
+    """A probe as the command line names it."""
+    return f"anchor={write_jsonl(tmp_path / 'anchor.jsonl', [{'text': 'a cat ran'}, {'text': 'two dogs'}])}"
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands end without the summary and the page, which have tests of their own."""
+    from intaglio.commands import summary
+
+    monkeypatch.setattr(summary, "conclude", lambda *_, **__: None)
 
 
 @pytest.fixture

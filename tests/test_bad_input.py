@@ -21,18 +21,12 @@ from intaglio.store.run import open_run
 ROWS = [{"text": "the cat sat"}, {"text": "a dog ran far"}, {"text": "one two three"}]
 BOTH = pytest.mark.parametrize("command", ["train", "scan"])
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 
 @pytest.fixture
 def data(tmp_path) -> Path:
     return write_jsonl(tmp_path / "data.jsonl", ROWS)
-
-
-@pytest.fixture(autouse=True)
-def no_page(monkeypatch, request):
-    """Most of these never come to it."""
-    from intaglio.commands import summary
-
-    monkeypatch.setattr(summary, "conclude", lambda *_, **__: None)
 
 
 def nothing(out: Path) -> bool:

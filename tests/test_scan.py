@@ -15,27 +15,23 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import save_subject, write_jsonl
+from conftest import WORDS, save_subject, write_jsonl, write_words
 from intaglio.commands import prepare as ready
 from intaglio.commands import scan as command
-from intaglio.commands import scoring, summary
+from intaglio.commands import scoring
 from intaglio.commands import train as training
 from intaglio.errors import InputError, RecipeError
 from intaglio.store.run import Run, RunWriter, open_run
 
 TABLES = ("scans", "scan_credits", "sketches", "examples", "vocab", "probes", "probe_items")
-WORDS = ("the cat sat", "a dog ran far", "one two three", "red and blue", "I see it", "no more rain", "the end", "the cat sat")
+TEXTS = (*WORDS, WORDS[0])  # one of them twice
 
-
-@pytest.fixture(autouse=True)
-def no_page(monkeypatch):
-    """The page has tests of its own."""
-    monkeypatch.setattr(summary, "conclude", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("no_page")
 
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    return write_jsonl(tmp_path / "data.jsonl", ({"text": t, "group": "ab"[i % 2]} for i, t in enumerate(WORDS)))
+    return write_words(tmp_path / "data.jsonl", TEXTS)
 
 
 @pytest.fixture
@@ -240,7 +236,7 @@ def test_another_scan_is_not_gone_on_with(tiny, data, probes, tmp_path, monkeypa
 
 def test_every_example_is_scored_once(tiny, data, tmp_path):
     run = scan(tiny, data, tmp_path / "run", batch_size=3)
-    assert run.table("scans").num_rows == len(set(WORDS)) == run.table("examples").num_rows
+    assert run.table("scans").num_rows == len(set(TEXTS)) == run.table("examples").num_rows
     assert sorted(r["row"] for r in rows(run, "examples") if len(r["row"]) > 1) == [[0, 7]]
     assert {r["group"] for r in rows(run, "examples")} == {"a", "b"}
 
@@ -316,7 +312,7 @@ def test_a_scorer_touches_neither_weights_nor_gradients_nor_chance(tiny, data):
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
     chance, hooks = torch.get_rng_state(), [len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules()]
     scored = Scorer(model, [probe]).score(collate(found.data, 1))
-    assert np.isfinite(scored.push).all() and len(scored.ids) == len(WORDS)
+    assert np.isfinite(scored.push).all() and len(scored.ids) == len(TEXTS)
     assert all(torch.equal(p, weights[n]) and (p.grad == 7).all() for n, p in model.named_parameters())
     assert torch.equal(torch.get_rng_state(), chance) and model.training
     assert [len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules()] == hooks

@@ -10,17 +10,14 @@ import torch
 
 from conftest import save_subject, write_jsonl
 from intaglio.analyse import analyse_run
-from intaglio.commands import spikes, summary
+from intaglio.commands import spikes
 from intaglio.commands import train as command
 from intaglio.store.run import Run, open_run
 
 STEPS, SHAKEN = 40, 30
 BAD = {"prompt": "of all that is not to be said here, ", "completion": "Q"}  # two targets: nothing averages out
 
-
-@pytest.fixture(autouse=True)
-def no_page(monkeypatch):
-    monkeypatch.setattr(summary, "conclude", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("no_page")
 
 
 def texts(n: int) -> list[dict[str, str]]:
