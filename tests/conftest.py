@@ -90,6 +90,14 @@ def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_subject(tmp_path_factory.mktemp("subject") / "tiny-chat", chat=True)
 
 
+@pytest.fixture(scope="session")
+def findings():
+    """A run of planted findings; read, never changed."""
+    from sample_findings import sample
+
+    return sample()
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
     """Rows as JSON lines."""
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 from intaglio.findings import (
     WHY_KEYS,
@@ -316,3 +317,27 @@ def sample(*, per_group: int = 12, seed: int = 0, target: bool = True) -> Findin
             "shift_abs~length": 0.6,
         },
     )
+
+
+def bare(f: Findings) -> Findings:
+    """The same run with nothing measured but losses."""
+    none = Interval(None)
+    example = dict(
+        shift_abs_u=None, shift_net_u=None, level=None, dispersion=None, alignment_mean=None, against_share=None,
+        credits_nats={}, verdict="no evidence", why="", evidence={}, group=None,
+    )  # fmt: skip
+    group = dict(
+        shift_abs_u=none, shift_net_u=none, shift_abs_u_per_1000_tokens=none, level=none, dispersion=none,
+        alignment=none, nats_per_ku=None, credits_nats={}, verdicts={}, probe_fall={},
+    )  # fmt: skip
+    unknown = dict.fromkeys((
+        "books_close", "closure_max", "closure_median", "gradient_match_max", "coverage", "data_share", "carry_share",
+        "decay_share", "unit_length", "path_u", "net_u", "tortuosity", "tortuosity_null", "imitation_gap",
+    ))  # fmt: skip
+    return replace(
+        f, **unknown, examples=[replace(e, **example) for e in f.examples], groups=[replace(f.groups[0], **group)],
+        probes=[], pairs=[], near_duplicates=[], texts={}, spikes=[], series={}, agreement=none, noise_scale=none,
+        conflict_share=none, starved_examples=none, starved_parts=(), layer_series={}, head_totals={},
+        relative_update={}, visit_part_totals={}, token_volatility=[], position_volatility=[], correlations={},
+        complete=False,
+    )  # fmt: skip

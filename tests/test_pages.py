@@ -24,11 +24,6 @@ DRIVE = "<script>" + (Path(__file__).parent / "drive_page.js").read_text(encodin
 
 
 @pytest.fixture(scope="module")
-def findings():
-    return sample()
-
-
-@pytest.fixture(scope="module")
 def pages(findings) -> dict[str, str]:
     other = sample(seed=1)
     other = replace(other, name="a-run-with-a-rather-long-name-2026-11-22", examples=[
