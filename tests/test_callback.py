@@ -280,9 +280,28 @@ def test_resuming_continues_the_partial_run(tmp_path: Path) -> None:
     made.train(resume_from_checkpoint=True)
     run = check_books(tmp_path / "run", steps=6)
     other = check_books(tmp_path / "whole", steps=6)
-    for table, column in (("steps", "data_shift"), ("visits", "shift")):
+    for table, column in (("steps", "data_shift"), ("visits", "shift"), ("steps", "path_l2")):
         ours, theirs = (r.table(table)[column].to_pylist() for r in (run, other))
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-9)
+    assert run.manifest["unit_length"] == other.manifest["unit_length"]
+
+
+def test_what_a_resumed_training_no_longer_sees_is_not_measured(tmp_path: Path) -> None:
+    """The Trainer loads the checkpoint before its callbacks begin: the weights of step 0 are gone."""
+    ids = torch.arange(3, 11)[None]
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    options = {"probes": {"anchor": {"input_ids": ids}}, "probe_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, LedgerCallback(tmp_path / "run", **options), before=[Breaks(5, KeyboardInterrupt())],
+                model=tiny(), **saving).train()  # fmt: skip
+    made = trainer(tmp_path, LedgerCallback(tmp_path / "run", **options), model=tiny(), **saving)
+    made.train(resume_from_checkpoint=True)
+    run = check_books(tmp_path / "run", steps=6)
+    steps, probes = (sorted(run.table(t).to_pylist(), key=lambda r: r["step"]) for t in ("steps", "probes"))
+    assert [r["net_l2"] is None for r in steps] == [False] * 4 + [True] * 2
+    assert [r["kl_nats"] is None for r in probes] == [False] * 4 + [True] * 3
+    assert all(r["loss_nats"] > 0 and r["residual_nats"] is not None for r in probes[:6])
+    assert set(run.column("drift", "step")) == {0, 1, 2, 3}
 
 
 def test_an_existing_run_is_refused_before_the_first_step(tmp_path: Path) -> None:

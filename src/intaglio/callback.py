@@ -79,7 +79,7 @@ class LedgerCallback(TrainerCallback):
         model = trainer.model_wrapped if args.world_size > 1 and trainer is not None else kwargs["model"]
         ledger = Ledger(model, kwargs["optimizer"], out=self.out, **options)
         if options.get("resume"):
-            ledger.writer.drop_after(state.global_step)
+            ledger.restore(state.global_step, start_seen=False)  # the checkpoint's weights are loaded by now
         ledger.writer.write_manifest(
             command=f"{type(trainer).__name__ if trainer else 'Trainer'}.train()",
             rows_known=sum(len(s.rows) for s in ledger.recorder.sources.values()),

@@ -33,18 +33,10 @@ def check_same(job: Any, manifest: dict[str, Any]) -> None:
 def go_back(job: Any, ledger: Any, optimizer: Any, folder: Path | None) -> int:
     """Go back to the newest kept state, or to the start; rows written after it are dropped."""
     from intaglio import checkpoint
-    from intaglio.store.run import Run
 
     ledger.prime_probes()
     step = checkpoint.load(folder, job.model, optimizer) if folder else 0
-    ledger.writer.drop_after(step if folder else -1)
-    run = Run(ledger.writer.folder)
-    rows = run.table("steps").select(["step", "path_l2", "measured"]).to_pylist()
-    ledger.budget.restore(sorted((r["step"], r["measured"]) for r in rows))
-    ledger.restore(
-        step, path_l2=max((r["path_l2"] or 0.0 for r in rows), default=0.0),
-        examples=run.column("examples", "example"), tokens=run.column("vocab", "token"),
-    )  # fmt: skip
+    ledger.restore(step)
     return step
 
 

@@ -43,7 +43,7 @@ from intaglio.measure.step_hooks import StepHooks
 from intaglio.measure.watch import ProbeWatch, prime
 from intaglio.model.layout import build_layout, causal_lm
 from intaglio.model.tap import Tap
-from intaglio.store.run import RunWriter
+from intaglio.store.run import Run, RunWriter
 
 LEVELS = ("norms", "full", "exact")
 TOLERANCE = {torch.float32: 1e-4}  # closure that counts as closed; anything of 16 bits: 1e-2
@@ -129,7 +129,8 @@ class Ledger:
                 memory, self.layout, self.model, level=level, probes=self.probes, every=every, groups=groups
             )
             self.collector = Collector(self.layout, seed=seed, share=1 / self.ranks.world)
-            self.snapshot, self.net = Snapshot(), NetDistance(self.layout)
+            self.snapshot = Snapshot()
+            self.net: NetDistance | None = NetDistance(self.layout)
             self.lora_weight2 = lora_weight2(self.layout)
             self.tolerance = min(TOLERANCE.get(w.param.dtype, COARSE) for w in self.layout.weights)
             self.path_l2 = 0.0
@@ -149,7 +150,8 @@ class Ledger:
             self.recorder = Recorder(
                 self.writer, self.layout, sources=sources or {}, tokenizer=tokenizer, keep_tokens=keep_tokens, seed=seed
             )
-            self.writer.write_manifest(**describe(self), **dict(manifest or {}))
+            unit = {k: v for k, v in self.writer.manifest.items() if k == "unit_length"} if resume else {}
+            self.writer.write_manifest(**describe(self) | unit, **dict(manifest or {}))
         with self.ranks.all_or_none("folder") as same:
             same["run folder"] = self.writer.mark()
         self.notices = Notices(self.ranks, self.writer)
@@ -261,10 +263,23 @@ class Ledger:
         """Keep what the probes show now as their start (before an earlier state is loaded)."""
         prime(self.model, self.probes)
 
-    def restore(self, step: int, *, path_l2: float, examples: list[str], tokens: list[int]) -> None:
-        """Go on after `step` steps of a run whose earlier rows are kept."""
-        self.step, self.path_l2 = step, path_l2
-        self.recorder.restore(examples, tokens)
+    def restore(self, step: int, *, start_seen: bool = True) -> None:
+        """Go on after `step` steps of the run in the folder: later rows are dropped, earlier ones counted again.
+
+        Args:
+            start_seen: whether this ledger was made at the weights of step 0; if not, no distance from them is measured.
+        """
+        with self.ranks.all_or_none(f"restored {step}"):  # nobody reads before all have dropped
+            self.writer.drop_after(step if step else -1)
+        run = Run(self.writer.folder)
+        rows = run.table("steps").select(["step", "path_l2", "measured"]).to_pylist()
+        self.recorder.restore(run.column("examples", "example"), run.column("vocab", "token"))
+        self.step, self.path_l2 = step, max((r["path_l2"] or 0.0 for r in rows), default=0.0)
+        self.budget.restore(sorted((r["step"], r["measured"]) for r in rows))
+        if not start_seen:
+            self.net = None
+            for probe in self.probes:
+                probe.start_seen = False
 
     def flush(self) -> None:
         """Make everything measured so far durable."""
@@ -388,7 +403,7 @@ class Ledger:
             "gradient_match": found.gradient_match,
             "unsettled": self.step < make.UNSETTLED_STEPS, "agreement_gg": gg, "agreement_s": s,
             "measured": self.level if books is not None else "norms",
-            "net_l2": self.net.measure(), "seconds": now - self._ended, "measure_seconds": self._spent + self.tap.seconds,
+            "net_l2": self.net.measure() if self.net is not None else None, "seconds": now - self._ended, "measure_seconds": self._spent + self.tap.seconds,
         }  # fmt: skip
         if books is not None:
             row |= make.step_accounts(books) | {"path_l2": self.path_l2}

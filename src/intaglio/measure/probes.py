@@ -37,6 +37,7 @@ class Probe:
     previews: list[str] = field(default_factory=list)
     order: list[int] = field(default_factory=list)
     start: dict = field(default_factory=dict)  # log-probabilities and hidden states of the initial model
+    start_seen: bool = True  # False where a run goes on and the initial model is gone: no KL, no drift
 
     @property
     def role(self) -> str:
@@ -201,17 +202,23 @@ def measure_probe_with_gradient(
             for into, rows in zip(hidden, layers):
                 into.add(rows)
         del losses, logits, out
+    if probe.order:
+        by_item = dict(zip(probe.order, item_losses))
+        item_losses = [by_item[i] for i in range(len(by_item))]
+    return ProbeState(total / count, item_losses, *_since_start(probe, log_probs, hidden)), gradient
+
+
+def _since_start(probe: Probe, log_probs: _Thinned, hidden: list[_Thinned]) -> tuple[float | None, list[tuple]]:
+    """KL and drift from the initial model, whose state is kept when first seen."""
+    if not probe.start_seen:
+        return None, []
     log_p = log_probs.rows().float().log_softmax(-1)
     states = [layer.rows().float() for layer in hidden]
     if not probe.start:
         probe.start = {"log_p": log_p, "hidden": states}
     first = probe.start
     kl = float((first["log_p"].exp() * (first["log_p"] - log_p)).sum(-1).mean())
-    drift = [(layer, *drift_of(h, h0)) for layer, (h, h0) in enumerate(zip(states, first["hidden"]))]
-    if probe.order:
-        by_item = dict(zip(probe.order, item_losses))
-        item_losses = [by_item[i] for i in range(len(by_item))]
-    return ProbeState(total / count, item_losses, max(kl, 0.0), drift), gradient
+    return max(kl, 0.0), [(layer, *drift_of(h, h0)) for layer, (h, h0) in enumerate(zip(states, first["hidden"]))]
 
 
 def _add_gradient(total: list[Tensor], loss: Tensor, params: list[nn.Parameter]) -> None:
