@@ -403,7 +403,8 @@ class Ledger:
             "gradient_match": found.gradient_match,
             "unsettled": self.step < make.UNSETTLED_STEPS, "agreement_gg": gg, "agreement_s": s,
             "measured": self.level if books is not None else "norms",
-            "net_l2": self.net.measure() if self.net is not None else None, "seconds": now - self._ended, "measure_seconds": self._spent + self.tap.seconds,
+            "net_l2": self.net.measure() if self.net is not None else None,
+            "seconds": now - self._ended, "measure_seconds": self._spent + self.tap.seconds,
         }  # fmt: skip
         if books is not None:
             row |= make.step_accounts(books) | {"path_l2": self.path_l2}
