@@ -231,6 +231,40 @@ def test_agreement_is_that_of_the_gradients_at_the_frozen_matrices(study):
     assert row["grad_l2"] == pytest.approx(np.sqrt(gram.sum()) / 5, rel=1e-3)
 
 
+def alphas(study):
+    gg, s = study.column("steps", "agreement_gg"), study.column("steps", "agreement_s")
+    return gg, s, gg / (gg + s)
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_agreement_below_exact_is_an_estimate_whose_error_averages_out(family, tmp_path):
+    """Each step draws signs of its own: the ratio stays one of real vectors, and errors do not add up over steps."""
+    steps = [[micro(texts((6, 9, 4), seed=s)), micro(texts((8, 5), seed=s + 50))] for s in range(12)]
+    found = {}
+    for level in ("norms", "full", "exact"):
+        model = adapted(family)
+        params = [p for p in model.parameters() if p.requires_grad]
+        found[level] = train(model, SGD(params, lr=0.0), steps, tmp_path / level, level=level)
+    gg, s, alpha = alphas(found["exact"])
+    for level in ("norms", "full"):
+        near_gg, near_s, near = alphas(found[level])
+        assert near.min() >= -1 / 4 and near.max() <= 1
+        assert near_gg + near_s == pytest.approx(gg + s, rel=1e-4)  # lengths are exact
+        assert near == pytest.approx(alpha, abs=0.05) and (near != alpha).any()
+        assert near_gg.sum() / (near_gg + near_s).sum() == pytest.approx(gg.sum() / (gg + s).sum(), abs=0.015)
+        lengths = found[level].column("steps", "grad_l2") / found["exact"].column("steps", "grad_l2")
+        assert lengths == pytest.approx(np.ones(12), abs=0.1) and lengths.mean() == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("changes", [{}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}])
+def test_copies_agree_by_1_under_lora_whatever_the_signs(changes, tmp_path):
+    model = adapted("llama_gqa", **changes)
+    params = [p for p in model.parameters() if p.requires_grad]
+    steps = [[micro(texts((7,)) * 2)] * 2] * 3
+    study = train(model, AdamW(params, lr=1e-3), steps, tmp_path / "run", level="full")
+    assert alphas(study)[2] == pytest.approx([1] * 3, abs=1e-5)
+
+
 def test_credits_of_adapters_sum_to_the_change_of_the_probe(study):
     for row in study.rows("probes")[: len(STEPS)]:
         assert abs(row["residual_nats"]) < 0.3 * abs(row["measured_change_nats"]) + 1e-3

@@ -254,8 +254,8 @@ def lora_weight2(layout: Layout) -> dict[int, Tensor]:
 
 def gradient_match(
     layout: Layout, records: list[Record], ours_S: Tensor, projections: Projections, scales: dict[int, float], ranks: Ranks
-) -> tuple[float, float]:
-    """Whether the caught writes add up to autograd's gradient, and that gradient's length.
+) -> float:
+    """Whether the caught writes add up to autograd's gradient.
 
     Both are compared in their sketches: fixed random projections.
 
@@ -263,15 +263,15 @@ def gradient_match(
         ours_S: the sum of all sketches, of all processes.
 
     Returns:
-        norm(sum h_i - G) / norm(G), and norm(G) before clipping.
+        norm(sum h_i - G) / norm(G).
     """
-    difference2 = length2 = squared = 0.0
+    difference2 = length2 = 0.0
     done, adapters = set(), []
     for site in layout.sites:
         if site.kind == "lora":
             missing, found = _lora_match(site, records, projections, scales, ranks.world)
             adapters += missing
-            length2, squared = length2 + found[0], squared + found[1]
+            length2 += found
             continue
         for weight in (site.weight, site.bias):
             if weight is None or id(weight.param) in done or weight.param.grad is None:
@@ -282,10 +282,9 @@ def gradient_match(
             theirs = (_sketch_of(grad, weight, projections) / scale).double()
             difference2 += float((ours_S[projections.columns(weight)] - theirs).square().sum())
             length2 += float(theirs.square().sum())
-            squared += float(grad.norm().double().square()) / scale**2
     if adapters:
         difference2 += float(ranks.sum(torch.cat(adapters)).square().sum())
-    return (difference2 / length2) ** 0.5 if length2 else math.nan, squared**0.5
+    return (difference2 / length2) ** 0.5 if length2 else math.nan
 
 
 def _sketch_of(grad: Tensor, weight: Weight, projections: Projections) -> Tensor:
@@ -299,16 +298,15 @@ def _sketch_of(grad: Tensor, weight: Weight, projections: Projections) -> Tensor
 
 def _lora_match(
     site: Site, records: list[Record], projections: Projections, scales: dict[int, float], world: int
-) -> tuple[list[Tensor], tuple[float, float]]:
-    """What this process's writes lack of their share of A's and B's gradients, in sketches; and autograd's
-    squared length, in sketches and whole."""
+) -> tuple[list[Tensor], float]:
+    """What this process's writes lack of their share of A's and B's gradients, and autograd's squared length: in
+    sketches."""
     caught = [f.lora for record in records for f in record.factors if f.site is site]
-    missing, length2, squared = [], 0.0, 0.0
+    missing, length2 = [], 0.0
     for which, weight in (("in", site.weight), ("out", site.lora_b)):
         if weight.param.grad is None:
             continue
         grad = weight.param.grad.detach().float() / (scales.get(id(weight.param), 1.0) or 1.0)
-        squared += float(grad.double().square().sum())
         if not caught:
             continue  # level norms keeps no factors
         signs = projections.signs(site.weight, which, grad.shape[1 if which == "in" else 0], grad.device)
@@ -316,4 +314,4 @@ def _lora_match(
         ours = sum((c.match_a if which == "in" else c.match_b).double() for c in caught)
         missing.append((ours - theirs / world).flatten())
         length2 += float(theirs.square().sum())
-    return missing, (length2, squared)
+    return missing, length2

@@ -14,6 +14,7 @@ from intaglio.model.layout import Layout, Site, Weight
 from intaglio.model.tap import Block, Pass
 
 SKETCH_SIDE = 4
+SUM_SIDE = 16  # signs that a step's summed gradient is measured in under LoRA
 
 
 @dataclass(eq=False)
@@ -35,6 +36,21 @@ class Factor:
 
 
 @dataclass(eq=False)
+class SumSketch:
+    """Under LoRA: how long the sum of the gradients at one frozen matrix is, which autograd never makes.
+
+    The inputs are projected onto signs that are drawn anew at every step, the outputs are left as they are: examples
+    share the few directions in which inputs are large, and differ in their outputs. The examples' own squared lengths
+    stand in the same sketch, so that the ratio is one of real vectors, and exactly, to bring it to scale. What is left
+    of error is independent from step to step, as it is not in the sketches of the visits, whose signs never change.
+    """
+
+    total_QK: Tensor | float = 0.0  # the sum over the examples
+    squared: Tensor | float = 0.0  # sum over the examples of squared lengths in the sketch
+    exact: Tensor | float = 0.0  # the same, exactly
+
+
+@dataclass(eq=False)
 class Record:
     """All that was caught of one pass."""
 
@@ -49,6 +65,7 @@ class Record:
     waiting: dict[str, object] = field(default_factory=dict)
     extra2_N: Tensor | None = None  # tied cross terms: in the example's norm, at no address
     low_precision: bool = False  # the logits were made in 16 bits
+    summed: dict[int, SumSketch] = field(default_factory=dict)  # by site index, under LoRA
     coarse: bool = False  # some gradient was made in 16 bits, so autograd's own is rounded
 
     @property
@@ -117,11 +134,13 @@ class Collector:
 
     Attributes:
         keep: whether factors are kept until the step (levels full and exact).
+        step: the coming step, which draws its own signs under LoRA.
     """
 
     def __init__(self, layout: Layout, *, seed: int = 0, share: float = 1.0) -> None:
         self.layout, self.keep, self.spill, self.share = layout, True, False, share
         self.projections = Projections(layout, seed)
+        self.step = 0
         self.records: dict[int, Record] = {}
         self._gram_cache: dict[tuple, tuple[Tensor, writes.Gram]] = {}
         self._proved: set[int] = set()
@@ -218,6 +237,8 @@ class Collector:
                 self._matrix_block(record, site, a[block.rows, span], b[block.rows, span], index, block, offset, span)
             projected = self._project(site.weight, a, b, shape)
             self._sketch_matrix(record, site.weight, *projected, offset)
+            if site.kind == "lora":
+                self._sketch_sum(record, site, a, b, offset)
         if site.bias is not None:
             self._vector(record, site.bias, b, offset)
         if site.head and self.layout.tied:
@@ -249,6 +270,8 @@ class Collector:
             a_gram = self._gram_of(a, index)
         units, lengths = writes.squared_norms(a, b, side=weight.side, n_units=weight.n_units, a_gram=a_gram)
         weight.add_units(record.push2_NA[block.slots], units)
+        if site.kind == "lora":
+            record.summed.setdefault(site.index, SumSketch()).exact += units.sum(dtype=torch.float64)
         record.write2_BT[block.rows, span.start + offset : span.stop + offset] += lengths
 
     def _gram_of(self, a: Tensor, block: int) -> writes.Gram:
@@ -271,6 +294,14 @@ class Collector:
         for _, block, span in _spans(record.caught, offset):
             sketch = b_BKT[block.rows, :, span] @ a_BKT[block.rows, :, span].mT
             record.sketch_NS[block.slots, columns] += sketch.flatten(1)
+
+    def _sketch_sum(self, record: Record, site: Site, a: Tensor, b: Tensor, offset: int) -> None:
+        signs = writes.fresh_projection(a.shape[-1], SUM_SIDE, (self.projections.seed, self.step, site.index), a.device)
+        a_BTK, into = a @ signs, record.summed[site.index]
+        for _, block, span in _spans(record.caught, offset):
+            sketch_NQK = b[block.rows, span].mT @ a_BTK[block.rows, span]
+            into.squared += sketch_NQK.square().sum(dtype=torch.float64)
+            into.total_QK += sketch_NQK.sum(0)
 
     def _vector(self, record: Record, weight: Weight, g_BTD: Tensor, offset: int = 0) -> None:
         signs = self.projections.signs(weight, "vector", g_BTD.shape[-1], g_BTD.device)

@@ -290,7 +290,7 @@ class Ledger:
 
     def _plan_step(self) -> None:
         """What the coming step will be measured at."""
-        self.collector.keep = self.budget.due(self.step)
+        self.collector.step, self.collector.keep = self.step, self.budget.due(self.step)
 
     def _begin_pass(self, caught: object) -> None:
         self._hooks.reset()  # a step that raised never ended
@@ -368,7 +368,7 @@ class Ledger:
         examples = [e for r in records for e in r.caught.examples(r.trained_BT)]
         ids = [example for example, _, _ in examples]
         scales = self._scaling.scales
-        found = agreement_of(self.layout, records, self.collector.projections, scales, self.ranks)
+        found = agreement_of(self.layout, records, self.collector.projections, self._scaling, self.ranks)
         visits = make.visit_columns(self.step, records, books, ids, self.writer.rank)
         if exact := books is not None and self.level == "exact":
             products = exact_products(self.layout, records, self.optimizer, books, scales, self.snapshot)
@@ -390,16 +390,14 @@ class Ledger:
         return ids
 
     def _record_step(self, books: StepBooks | None, everyone: dict[str, float], found: Agreement) -> None:
-        # Under LoRA autograd never makes the product's gradient; lengths are exact, products as good as `along_N`.
-        total2 = everyone["total2"] if self.layout.lora else found.grad_l2**2
-        gg, s = make.agreement(total2, everyone["squared"], int(everyone["trained"]))
+        gg, s = make.agreement(found.total2, everyone["squared"], int(everyone["trained"]))
         targets = int(everyone["targets"])
         now = time.perf_counter()
         row = {
             "step": self.step, "examples": int(everyone["examples"]), "targets": targets,
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "loss_nats": everyone["nats"] / targets if targets else None,
-            "grad_l2": math.sqrt(max(total2, 0.0)), "clip_scale": self._scaling.median,
+            "grad_l2": None if found.total2 is None else math.sqrt(found.total2), "clip_scale": self._scaling.median,
             "gradient_match": found.gradient_match,
             "unsettled": self.step < make.UNSETTLED_STEPS, "agreement_gg": gg, "agreement_s": s,
             "measured": self.level if books is not None else "norms",

@@ -86,15 +86,15 @@ def leave_one_out(own_N: np.ndarray, along_N: np.ndarray, total2: float) -> np.n
         return np.where((own_N > 0) & (others2 > 0), (along_N - own_N) / np.sqrt(own_N * others2), math.nan)
 
 
-def agreement(total2: float, squared: float, b: int) -> tuple[float | None, float | None]:
+def agreement(total2: float | None, squared: float, b: int) -> tuple[float | None, float | None]:
     """Unbiased GG and S of a step (McCandlish 1812.06162), with B h_i in the place of g_i.
 
     Args:
-        total2: squared norm of the sum of all h_i, or an unbiased estimate (which may be negative).
+        total2: squared norm of the sum of all h_i; None where it is not known.
         squared: sum of the squared norms of the h_i.
         b: examples, B.
     """
-    if b < 2:
+    if b < 2 or total2 is None:
         return None, None
     mean2 = b * squared  # mean of |B h_i|^2
     gg = (b * total2 - mean2) / (b - 1)

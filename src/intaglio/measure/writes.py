@@ -217,6 +217,14 @@ def projection(size: int, side: int, seed: int, device: torch.device) -> Float[T
     return (signs.float() / side**0.5).to(device)
 
 
+def fresh_projection(size: int, side: int, key: tuple[int, int, int], device: torch.device) -> Tensor:
+    """The same, drawn where it is used and for one use: `key` is seed, step and which of the step's projections."""
+    seed, step, which = key
+    generator = torch.Generator(device).manual_seed(((seed * 1_000_003 + step) * 1_000_003 + which) % 2**63)
+    signs = torch.randint(0, 2, (size, side), generator=generator, dtype=torch.int8, device=device)
+    return signs.float().mul_(2).sub_(1).mul_(side**-0.5)
+
+
 def normalised(x: Tensor, *, rms: bool, eps: float) -> Tensor:
     """What a norm's gain multiplies: x over its root mean square, centred first for LayerNorm."""
     return times_normalised(None, x.float(), rms=rms, eps=eps)
