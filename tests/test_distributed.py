@@ -130,7 +130,10 @@ def test_a_gradient_changed_in_other_ways_is_foreign(pair, tmp_path):
         pair(jobs.train, tmp_path, out=str(tmp_path / name), steps=plan(2), settings=ADAMW, **how)
         for step in open_run(tmp_path / name).table("steps").to_pylist():
             assert step["closure"] < 1e-4
-            assert step["unmeasured_shift"] > 0.9 * step["update_l2"]
+            assert step["data_shift"] == 0 and step["agreement_gg"] is None
+            assert step["unmeasured_shift"] > (0.9 if step["step"] == 0 else 0.4) * step["update_l2"]
+            assert (step["carry_shift"] > 0.1 * step["update_l2"]) == (step["step"] > 0)
+        assert open_run(tmp_path / name).manifest["gradients_changed"]["step"] == 0
 
 
 def test_a_matrix_that_one_process_does_not_reach(pair, tmp_path):

@@ -11,7 +11,8 @@ from torch.optim import SGD, AdamW, RMSprop
 
 from intaglio.errors import UnmeasurableError
 from intaglio.measure.ledger import Ledger
-from study import mean_weights, train
+from intaglio.store.run import open_run
+from study import Truth, mean_weights, train
 from tiny import batch, build, micro, micro_packed, texts
 from truth.gradients import token_losses
 from truth.optimizers import Adam as TrueAdam
@@ -341,15 +342,44 @@ def test_an_optimizer_without_formulas_on_adapters(level, tmp_path):
             assert row["unexplained_shift"] > 0
 
 
-def test_value_clipping_of_adapters_is_unmeasured(tmp_path):
+@pytest.mark.parametrize("level", ["full", "exact"])
+@pytest.mark.parametrize("which", ["", "lora_A", "layers.0.self_attn.q_proj.lora_B"])
+def test_value_clipping_of_adapters_leaves_only_the_products_data_unmeasured(which, level, tmp_path):
+    """Where one half's gradient was clipped, what came of both is no example's: the books are of the product."""
     model = adapted("llama_gqa")
-    optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    with Ledger(model, optimizer, out=tmp_path / "run", quiet=True, strict=True) as ledger:
-        model(**batch(texts())).loss.backward()
-        torch.nn.utils.clip_grad_value_(model.parameters(), 1e-4)
-        optimizer.step()
-        assert ledger.latest["unmeasured_shift"] > 0.9 * ledger.latest["update_l2"]
-        assert ledger.latest["closure"] < 1e-4
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer, twin = AdamW(trained.values(), **ADAMW), Twin(lambda n: TrueAdam(**ADAMW, decoupled=True))
+    states, accounts = [state(model)], []
+    with (
+        pytest.warns(RuntimeWarning, match="coordinate by coordinate"),
+        Ledger(model, optimizer, out=tmp_path / "run", quiet=True, strict=True, level=level),
+    ):
+        for s in range(3):
+            model(**batch(texts(seed=s))).loss.backward()
+            for p in (p for n, p in trained.items() if which in n):
+                torch.nn.utils.clip_grad_value_([p], float(p.grad.abs().median()))
+            accounts.append(twin.step(trained, [{n: p.grad.clone() for n, p in trained.items()}]))
+            optimizer.step()
+            optimizer.zero_grad()
+            states.append(state(model))
+    run = open_run(tmp_path / "run")
+    assert "fault" not in run.manifest and run.manifest["gradients_changed"]["step"] == 0
+    for step, row in enumerate(run.table("steps").to_pylist()):
+        product = Product(Truth(0, [], 0, 0, [], [], [], accounts[step], {}), states, step)
+        changed = {n for n in product.u if any(which in t for t in trained if t.startswith(f"{n}."))}
+        given, near = product.product(lambda x: x.parts[0]), dict(abs=1e-3 * product.size)
+
+        def along(names, given=given, product=product):
+            return sum(float((given[n] * product.u[n]).sum()) for n in names) / product.size
+
+        assert row["update_l2"] == pytest.approx(product.size, rel=1e-5)
+        assert row["unmeasured_shift"] == pytest.approx(along(changed), **near)
+        assert row["data_shift"] == pytest.approx(along(set(product.u) - changed), **near)
+        assert row["carry_shift"] == pytest.approx(product.carry, **near)
+        assert row["decay_shift"] == pytest.approx(product.decay, **near)
+        assert row["closure"] < 1e-4 and row["agreement_gg"] is not None  # of the writes, which nobody clipped
+    shifts = run.table("visits")["shift"].to_pylist()
+    assert (set(shifts) == {None}) == (which != "layers.0.self_attn.q_proj.lora_B")
 
 
 def test_dora_is_refused_by_name(tmp_path):

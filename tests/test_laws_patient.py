@@ -15,6 +15,8 @@ from intaglio.measure.ledger import Ledger
 from intaglio.store.run import open_run
 from study import train
 from tiny import batch, build, micro, texts
+from truth.optimizers import Adam as TrueAdam
+from truth.optimizers import Twin
 
 
 def dropping_model():
@@ -350,20 +352,101 @@ def test_a_parameter_in_no_known_module_enters_as_unmeasured_by_name(made, tmp_p
     assert not torch.equal(gate.slope, torch.full((40,), 1.5))
 
 
-@pytest.mark.parametrize("level", [1e-4, 0.02])
-def test_value_clipping_makes_a_parameter_unmeasured_or_shows(level, tmp_path):
-    """Sampled coordinates tell; where they miss a few clipped ones, the gradients no longer match."""
+CHANGED = dict(lr=3e-4, weight_decay=0.1, eps=1e-5)
+CHANGES = {  # parameters whose gradients are clipped by value, to a length that cuts many of their coordinates
+    "all": lambda name: True,
+    "one layer": lambda name: ".layers.0." in name and name.endswith("proj.weight"),
+}
+
+
+def value_clipped(model, optimizer, out, which, *, steps=3, **options):
+    """Rows of a run whose gradients `which` were clipped by value, and what the plain optimizers make of each step.
+
+    Per step: length of the step, and along it the part of the clipped gradients, of the others, of momentum, of decay.
+    """
+    twin, truths = Twin(lambda n: TrueAdam(**CHANGED, decoupled=True)), []
+    clipped = {n for n, p in model.named_parameters() if p.requires_grad and which(n)}
+    with Ledger(model, optimizer, out=out, quiet=True, strict=True, **options):
+        for s in range(steps):
+            model(**batch(texts(seed=s))).loss.backward()
+            for name, p in model.named_parameters():
+                if name in clipped:
+                    torch.nn.utils.clip_grad_value_([p], float(p.grad.abs().median()) or 1e-4)
+            before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+            found = twin.step(before, [{n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}])
+            optimizer.step()
+            optimizer.zero_grad()
+            update = {n: p.detach().double() - before[n].double() for n, p in model.named_parameters() if n in before}
+            size = sum(float(u.square().sum()) for u in update.values()) ** 0.5
+
+            def along(pick, names, update=update, found=found, size=size):
+                return sum(float((pick(found[n]) * update[n]).sum()) for n in names) / size
+
+            names = set(update)
+            truths.append((
+                size, along(lambda a: a.parts[0], clipped), along(lambda a: a.parts[0], names - clipped),
+                along(lambda a: a.carry, names), along(lambda a: a.decay, names),
+            ))  # fmt: skip
+    return open_run(out), truths
+
+
+@pytest.mark.parametrize("level", ["full", "exact"])
+@pytest.mark.parametrize("which", CHANGES)
+def test_value_clipping_leaves_only_the_data_of_those_parameters_unmeasured(which, level, tmp_path):
+    model = build("llama_gqa")
+    optimizer = AdamW(model.parameters(), **CHANGED)
+    with pytest.warns(RuntimeWarning, match="coordinate by coordinate") as said:
+        run, truths = value_clipped(model, optimizer, tmp_path / "run", CHANGES[which], level=level,
+                                    probes={"target": batch(texts(seed=9))}, probe_every=1)  # fmt: skip
+    assert len([w for w in said if "coordinate by coordinate" in str(w.message)]) == 1
+    seen = run.manifest["gradients_changed"]
+    assert seen["step"] == 0 and (seen["tensors"] == seen["of"]) == (which == "all")
+    for row, (size, unmeasured, data, carry, decay) in zip(run.table("steps").to_pylist(), truths, strict=True):
+        near = dict(abs=2e-4 * size)
+        assert row["update_l2"] == pytest.approx(size, rel=1e-5)
+        assert row["unmeasured_shift"] == pytest.approx(unmeasured, **near) and unmeasured > 0.01 * size
+        assert row["data_shift"] == pytest.approx(data, **near)
+        assert row["carry_shift"] == pytest.approx(carry, **near)
+        assert row["decay_shift"] == pytest.approx(decay, **near)
+        assert row["closure"] < 1e-4 and row["gradient_match"] > 1e-2
+        if which == "all":  # nothing is split among the examples, which is not 0 for each of them
+            assert row["clip_scale"] is None and row["data_shift"] == 0
+        if level == "full":  # autograd's gradient is gone; level exact has the examples'
+            assert row["agreement_gg"] is None and row["grad_l2"] is None
+        else:
+            assert row["agreement_gg"] is not None and row["grad_l2"] > 0
+    assert truths[-1][3] > 0.1 * truths[-1][0], "there is momentum to be told apart"
+    for table, column in (("visits", "shift"), ("tokens", "shift"), ("visit_parts", "shift"), ("credits", "credit_nats")):
+        values = run.table(table)[column].to_pylist()
+        assert values and (set(values) == {None}) == (which == "all"), table
+    for row in run.table("probes").to_pylist()[:3]:
+        assert abs(row["residual_nats"]) < 0.3 * abs(row["measured_change_nats"]) + 1e-3
+
+
+def test_value_clipping_under_group_momentum_keeps_the_groups_sum(tmp_path):
+    model = build("llama_gqa")
+    optimizer = AdamW(model.parameters(), **CHANGED)
+    with pytest.warns(RuntimeWarning, match="coordinate by coordinate"):
+        run, _ = value_clipped(model, optimizer, tmp_path / "run", CHANGES["one layer"], group_momentum=True)
+    for row in run.table("steps").to_pylist()[1:]:
+        carried = {r["group"]: r["carry_shift"] for r in run.table("group_carry").to_pylist() if r["step"] == row["step"]}
+        assert sum(carried.values()) == pytest.approx(row["carry_shift"], abs=1e-4 * row["update_l2"])
+        assert carried["(changed)"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:intaglio. at step 0 the gradients")
+def test_value_clipping_of_few_coordinates_shows(tmp_path):
+    """Sampled coordinates tell; where they miss the few clipped ones, the gradients no longer match."""
     model = build("llama_gqa")
     optimizer = SGD(model.parameters(), lr=0.1)
     with Ledger(model, optimizer, out=tmp_path / "run", quiet=True, strict=True):
-        for s in range(2):
-            model(**batch(texts(seed=s))).loss.backward()
-            torch.nn.utils.clip_grad_value_(model.parameters(), level)
-            optimizer.step()
-            optimizer.zero_grad()
-    for row in open_run(tmp_path / "run").table("steps").to_pylist():
-        assert row["unmeasured_shift"] > 0.3 * row["update_l2"]
-        assert row["closure"] < 1e-4 or row["gradient_match"] > 1e-4
+        model(**batch(texts())).loss.backward()
+        top = torch.cat([p.grad.abs().flatten() for p in model.parameters()]).sort(descending=True).values
+        torch.nn.utils.clip_grad_value_(model.parameters(), float(top[20]))
+        optimizer.step()
+    row = open_run(tmp_path / "run").table("steps").to_pylist()[0]
+    assert row["gradient_match"] > 1e-4 and abs(row["data_shift"]) > 0.5 * row["update_l2"]
+    assert row["closure"] > 1e-4 or row["unmeasured_shift"] > 0
 
 
 # -- the memory budget

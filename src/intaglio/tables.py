@@ -116,7 +116,8 @@ _TABLES = (
         Column("data_shift", "float64", _LENGTH, "sum of the signed lengths of all examples"),
         Column("carry_shift", "float64", _LENGTH, "contribution of momentum carried over from earlier steps"),
         Column("decay_shift", "float64", _LENGTH, "contribution of weight decay"),
-        Column("unmeasured_shift", "float64", _LENGTH, "contribution of parameters that are not measured"),
+        Column("unmeasured_shift", "float64", _LENGTH, "contribution of parameters that are not measured, and of "
+               "gradients that were changed coordinate by coordinate before the step"),
         Column("unexplained_shift", "float64", _LENGTH,
                "the rest of the step under an optimizer without formulas here (0 for SGD, Adam, AdamW)"),
         Column("interaction_shift", "float64", _LENGTH, "LoRA only: the product of both adapters' changes"),

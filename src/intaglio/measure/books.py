@@ -74,7 +74,8 @@ def settle(
 
     Args:
         scales: factor between backward and step, per parameter.
-        foreign: parameters whose gradient was changed in another way; they enter as unmeasured.
+        foreign: parameters whose gradient was changed in another way: what came of it is no example's and enters as
+            unmeasured, by formula from the gradient as the optimizer got it; adapters both or neither.
         lora_weight2: squared length per unit of the frozen matrix under each adapter, by site index.
     """
     groups = groups_of(optimizer)
@@ -86,25 +87,26 @@ def settle(
         key = id(weight.param)
         if key in adapters or key not in snapshot.moved:
             continue
-        if key in foreign:
-            total.unmeasured2 += _plain_length2(weight.param, snapshot)
-            continue
         found = settle_parameter(
             weight, group=groups[key], state=optimizer.state.get(weight.param, {}), snapshot=snapshot,
             rule_name=rule_name, scale=scales.get(key, 1.0),
         )  # fmt: skip
+        found.foreign = key in foreign
         books[key] = found
         total.add_plain(weight, found)
-        directions.plain[key] = (found.direction, found.factor)
+        if found.foreign:
+            total.changed += found.from_gradient(weight.param.grad)
+        else:
+            directions.plain[key] = (found.direction, found.factor)
     for site in lora_sites:
         if not all(id(w.param) in snapshot.moved for w in (site.weight, site.lora_b)):
             continue
         found = settle_lora(site, optimizer, snapshot, rule_name, scales, groups)
-        if foreign & {id(site.weight.param), id(site.lora_b.param)}:
-            total.unmeasured2 += float(found.uu.sum())
-            continue
         total.add_lora(site, found, lora_weight2[site.index])
-        directions.lora[site.index] = (found.direction_a, found.direction_b)
+        if id(site.weight.param) in foreign:
+            total.changed += float(found.from_gradient.sum())
+        else:
+            directions.lora[site.index] = (found.direction_a, found.direction_b)
     for p in layout.unmeasured.values():
         if id(p) in snapshot.moved:
             total.unmeasured2 += _plain_length2(p, snapshot)
@@ -112,8 +114,7 @@ def settle(
     known = {id(w.param) for w in layout.weights} | {id(p) for p in layout.unmeasured.values()}
     lost = [p for group in optimizer.param_groups for p in group["params"] if id(p) in snapshot.moved - known]
     total.lost2 = sum(_plain_length2(p, snapshot) for p in lost)
-    shifts = project(records, directions)
-    return total.books(shifts, books)
+    return total.books(project(records, directions), books, split=bool(directions.plain or directions.lora))
 
 
 def _plain_length2(p: torch.nn.Parameter, snapshot: Snapshot) -> float:
@@ -128,6 +129,7 @@ class _Totals:
         zero = torch.zeros(len(layout.addresses), dtype=torch.float64, device=device)
         self.uu, self.ww, self.carry, self.decay = (zero.clone() for _ in range(4))
         self.rounding = self.unexplained = self.interaction = self.unmeasured2 = self.lost2 = 0.0
+        self.changed = 0.0  # what came of gradients that were changed on the way to the step
 
     def add_plain(self, weight: Weight, found: ParamBooks) -> None:
         for target, units in (
@@ -146,16 +148,19 @@ class _Totals:
         self.unexplained += float(found.unexplained.sum())
         self.interaction += float(found.interaction.sum())
 
-    def books(self, shifts: list[tuple[Tensor, Tensor]], param_books: dict[int, ParamBooks]) -> StepBooks:
+    def books(
+        self, shifts: list[tuple[Tensor, Tensor]], param_books: dict[int, ParamBooks], *, split: bool
+    ) -> StepBooks:
         length = (float(self.uu.sum()) + self.unmeasured2 + self.lost2) ** 0.5
         inverse = 1.0 / length if length > 0 else 0.0
+        known = inverse if split else math.nan  # what was split among nobody is not 0 for everybody
         by_address = sum((parts.sum(0) for parts, _ in shifts), torch.zeros_like(self.uu)) * inverse
         return StepBooks(
             update_l2=length,
             data=float(by_address.sum()),
             carry=float(self.carry.sum()) * inverse,
             decay=float(self.decay.sum()) * inverse,
-            unmeasured=self.unmeasured2 * inverse,
+            unmeasured=(self.unmeasured2 + self.changed) * inverse,
             unexplained=self.unexplained * inverse,
             interaction=self.interaction * inverse,
             rounding=self.rounding * inverse,
@@ -164,8 +169,8 @@ class _Totals:
             part_data=by_address,
             part_carry=self.carry * inverse,
             part_decay=self.decay * inverse,
-            shift_NA=[parts * inverse for parts, _ in shifts],
-            token_shift_BT=[tokens * inverse for _, tokens in shifts],
+            shift_NA=[parts * known for parts, _ in shifts],
+            token_shift_BT=[tokens * known for _, tokens in shifts],
             param_books=param_books,
         )
 

@@ -76,7 +76,7 @@ class GroupCarry:
                     buffers[key].mul_(keep)
             if decay:
                 self._buffer(DECAY, weight).add_(snapshot.theta[key].float(), alpha=decay)
-            if key in books.param_books:
+            if not books.param_books[key].foreign:
                 self._absorb(weight, records, names, membership, take * scales.get(key, 1.0))
             else:
                 self._buffer(CHANGED, weight).add_(weight.param.grad.float(), alpha=take)

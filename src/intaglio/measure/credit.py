@@ -47,20 +47,20 @@ def prepare(
         if key not in snapshot.moved:
             continue
         g = gradient[key]
-        step = p.detach().float() - snapshot.theta[key].float() if key in foreign or rule_name == "other" else None
-        if key in foreign:
-            accounts.unmeasured -= _dot(g, step)
-            continue
         if rule_name == "other":  # the part of the step along the gradient is the data's, the rest nobody's
-            along = projection_factor(p, snapshot)
+            along = 0.0 if key in foreign else projection_factor(p, snapshot)
+            step = p.detach().float() - snapshot.theta[key].float()
             accounts.unmeasured -= _dot(g, step.sub_(p.grad.float(), alpha=along))
-            _direct(accounts, halves, weight, g, -along * scales.get(key, 1.0))
+            if key not in foreign:
+                _direct(accounts, halves, weight, g, -along * scales.get(key, 1.0))
             continue
         rule = rule_for(rule_name, groups[key], optimizer.state.get(p, {}), had_buffer=key in snapshot.had_buffer)
         direction = _over(g, rule, optimizer.state.get(p, {}), accounts, snapshot.theta[key])
         accounts.carry -= rule.carry * _dot(direction, snapshot.momentum[key])
-        factor = -rule.data * scales.get(key, 1.0)
-        _direct(accounts, halves, weight, direction, factor)
+        if key in foreign:
+            accounts.unmeasured -= rule.data * _dot(direction, p.grad)
+        else:
+            _direct(accounts, halves, weight, direction, -rule.data * scales.get(key, 1.0))
     for site in layout.sites:
         if site.kind == "lora" and id(site.weight.param) in halves and id(site.lora_b.param) in halves:
             a, b = halves[id(site.weight.param)], halves[id(site.lora_b.param)]
@@ -95,7 +95,9 @@ def _dot(a: Tensor, b: Tensor) -> float:
 
 
 def credit_of_visits(records: list[Record], accounts: CreditAccounts) -> np.ndarray:
-    """(N,) credit of every visit of the step, nats of the probe's mean loss."""
+    """(N,) credit of every visit of the step, nats of the probe's mean loss; NaN where no step was split among them."""
+    if not (accounts.directions.plain or accounts.directions.lora):
+        return np.full(sum(r.caught.n_slots for r in records), np.nan)
     found = []
     for record, (_, tokens) in zip(records, project(records, accounts.directions, by_part=False)):
         segment = record.caught.segment_BT

@@ -136,7 +136,7 @@ def diagnose(model: nn.Module, tokenizer: Any = None) -> Diagnosis:
         run = open_run(Path(folder) / "run")
         measured_push = next(iter(run.table("visits")["push"].to_pylist()), None)
         closures = tuple(c for c in run.table("steps")["closure"].to_pylist() if c is not None)
-        fault = run.manifest.get("fault")
+        fault, changed = run.manifest.get("fault"), run.manifest.get("gradients_changed")
     layout.unmeasured.update(_forgotten(model, layout))
     found = Diagnosis(
         parts=tuple(_parts(layout, matches)),
@@ -149,7 +149,7 @@ def diagnose(model: nn.Module, tokenizer: Any = None) -> Diagnosis:
         tied=layout.tied,
     )
     coarse = any(w.param.dtype != torch.float32 for w in layout.weights)
-    problems = tuple(_problems(found, fault, ledger.tolerance, COARSE if coarse else 1.0))
+    problems = (*_problems(found, fault, ledger.tolerance, COARSE if coarse else 1.0), *_changed(changed))
     return Diagnosis(**{**{n: getattr(found, n) for n in found.__slots__}, "problems": problems})
 
 
@@ -172,6 +172,14 @@ def _problems(found: Diagnosis, fault: str | None, tolerance: float, coarse: flo
         yield "the logits change while the tap is on"
     if found.hooks_left:
         yield f"hooks are left on {', '.join(found.hooks_left[:3])}"
+
+
+def _changed(seen: Mapping[str, int] | None) -> Iterator[str]:
+    if seen:
+        yield (
+            f"something changes the gradients of {seen['tensors']} of {seen['of']} tensors coordinate by coordinate "
+            "before the step, so it cannot be split among the examples"
+        )
 
 
 # -- the model as it was

@@ -16,7 +16,7 @@ from torch import Tensor
 from intaglio.measure.books import StepBooks, on_device
 from intaglio.measure.collect import Factor, Record
 from intaglio.measure.rules import check_measurable, denominator, rule_for
-from intaglio.measure.settle import Snapshot, canonical, projection_factor
+from intaglio.measure.settle import Scaling, Snapshot, canonical, projection_factor
 from intaglio.model.layout import Layout, Site, Weight
 
 SLAB = 1 << 21  # numbers of per-example gradient held at once: a slab stays in the shared cache
@@ -87,7 +87,7 @@ def exact_products(
     records: list[Record],
     optimizer: torch.optim.Optimizer,
     books: StepBooks,
-    scales: dict[int, float],
+    scaling: Scaling,
     snapshot: Snapshot,
 ) -> ExactProducts:
     """Inner products, lengths of step parts and gradient match of all visits of a step."""
@@ -99,7 +99,7 @@ def exact_products(
     for weight in layout.weights:
         if weight.kind.startswith("lora") or id(weight.param) not in snapshot.moved:
             continue
-        scale = scales.get(id(weight.param), 1.0) or 1.0
+        scale = scaling.scales.get(id(weight.param), 1.0) or 1.0
         book = books.param_books.get(id(weight.param))
         grad = _rows(weight.param.grad.detach().float() / scale, weight)
         inverse = None
@@ -117,7 +117,8 @@ def exact_products(
     for site in layout.sites:
         if site.kind == "lora":
             products += _lora_products(site, records, n)
-            squared_c += _lora_squared(site, records, optimizer, snapshot, scales, n)
+            if id(site.weight.param) not in scaling.foreign:
+                squared_c += _lora_squared(site, records, optimizer, snapshot, scaling.scales, n)
     match = (difference2 / length2) ** 0.5 if length2 else 0.0
     return ExactProducts(products.cpu().numpy(), along.cpu().numpy(), squared_c.cpu().numpy(), match)
 

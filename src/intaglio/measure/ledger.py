@@ -32,6 +32,7 @@ from intaglio.measure.carry import GroupCarry, check_group_momentum
 from intaglio.measure.collect import Collector, Record
 from intaglio.measure.describe import describe
 from intaglio.measure.exact import exact_products
+from intaglio.measure.lora import both_or_neither
 from intaglio.measure.net import NetDistance
 from intaglio.measure.notices import Notices
 from intaglio.measure.probes import as_probe
@@ -319,7 +320,9 @@ class Ledger:
     def _before(self) -> None:
         self._meet_others(sum(r.caught.n_slots for r in self.collector.records.values()))
         self.clip.average(self.ranks)
-        self._scaling = self.clip.read()
+        found = self.clip.read()
+        self._scaling = found._replace(foreign=both_or_neither(self.layout, found.foreign))
+        self.notices.changed(self.step, self.layout, self._scaling.foreign)
         if self.collector.keep:
             self.snapshot.take(self.optimizer)
         self.watch.before(self.step, credited=self.collector.keep)
@@ -371,7 +374,7 @@ class Ledger:
         found = agreement_of(self.layout, records, self.collector.projections, self._scaling, self.ranks)
         visits = make.visit_columns(self.step, records, books, ids, self.writer.rank)
         if exact := books is not None and self.level == "exact":
-            products = exact_products(self.layout, records, self.optimizer, books, scales, self.snapshot)
+            products = exact_products(self.layout, records, self.optimizer, books, self._scaling, self.snapshot)
             found = found.exactly(products, lora=self.layout.lora, alone=self.ranks.alone)
             visits["churn"] = make.churn(products.squared_c, books)
         everyone = self.ranks.sums(**found.sums(visits))

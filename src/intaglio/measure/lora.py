@@ -17,7 +17,7 @@ from torch import Tensor
 
 from intaglio.measure.rules import denominator, rule_for
 from intaglio.measure.settle import Snapshot, projection_factor
-from intaglio.model.layout import Site, Weight
+from intaglio.model.layout import Layout, Site, Weight
 
 
 @dataclass(eq=False)
@@ -30,6 +30,7 @@ class LoraBooks:
     rounding: Tensor
     interaction: Tensor
     unexplained: Tensor
+    from_gradient: Tensor  # what came of both gradients as the optimizer got them; the data's, unless they were changed
     direction_a: Tensor  # (U or 1, r, p), times data * scale
     direction_b: Tensor  # (q, r) or (U, q, r), times data * scale
 
@@ -49,6 +50,7 @@ class _Half:
     decay: float
     ulp: float
     unexplained: Tensor | float = 0.0  # of the change, under an optimizer without formulas
+    given: Tensor | float = 0.0  # of the change: what came of the gradient as the optimizer got it
 
     @property
     def change(self) -> Tensor:
@@ -72,13 +74,15 @@ def _half(
     old, momentum = snapshot.theta[id(p)].double(), snapshot.momentum[id(p)].double()
     if not rule.formula:  # nothing is known of this optimizer: the part along the gradient is the data's
         new, alpha = p.detach().double(), projection_factor(p, snapshot)
-        unexplained = new - old - alpha * p.grad.double()
-        return _Half(old, new, momentum, new - old, 1.0, alpha * scale, 0.0, False, 0.0, 0.0, unexplained)
+        given = alpha * p.grad.double()
+        unexplained = new - old - given
+        return _Half(old, new, momentum, new - old, 1.0, alpha * scale, 0.0, False, 0.0, 0.0, unexplained, given)
     half = _Half(
         old, p.detach().double(), momentum, old, inverse, rule.data * scale, rule.carry,
         rule.decay_over_denominator, rule.decay, 2 * torch.finfo(p.dtype).eps,
     )  # fmt: skip
-    half.asked = (p.grad.double() * rule.data + momentum * rule.carry) * inverse + half.decay_vector()
+    half.given = p.grad.double() * rule.data * inverse
+    half.asked = half.given + momentum * rule.carry * inverse + half.decay_vector()
     return half
 
 
@@ -142,9 +146,16 @@ def settle_lora(
         rounding=both(a.swallowed(), b.swallowed()),
         interaction=interaction,
         unexplained=both(_full(a.unexplained, a.old), _full(b.unexplained, b.old)),
+        from_gradient=both(a.given, b.given),
         direction_a=direction_a.float(),
         direction_b=direction_b.float(),
     )
+
+
+def both_or_neither(layout: Layout, foreign: set[int]) -> set[int]:
+    """Parameters whose gradient was changed, with the other half of every adapter: the books are of their product."""
+    pairs = ({id(s.weight.param), id(s.lora_b.param)} for s in layout.sites if s.kind == "lora")
+    return foreign.union(*(pair for pair in pairs if pair & foreign))
 
 
 def _full(value: Tensor | float, like: Tensor) -> Tensor:

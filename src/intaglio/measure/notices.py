@@ -19,7 +19,7 @@ class Notices:
 
     def __init__(self, ranks: Ranks, writer: RunWriter) -> None:
         self.ranks, self.writer = ranks, writer
-        self._said_mixed = False
+        self._said_mixed = self._said_changed = False
 
     def warn(self, text: str) -> None:
         if self.ranks.first:
@@ -60,6 +60,22 @@ class Notices:
             parameters_measured=layout.n_measured, coverage=layout.coverage, unmeasured=sorted(layout.unmeasured),
             unmeasured_reasons=dict(layout.reasons), headless=reason,
         )  # fmt: skip
+
+    def changed(self, step: int, layout: Layout, foreign: set[int]) -> None:
+        """Gradients reached the optimizer changed in another way than by a factor; said once."""
+        tensors = {id(w.param) for w in layout.weights}
+        if self._said_changed or not tensors & foreign:
+            return
+        self._said_changed = True
+        n, all_of_them = len(tensors & foreign), len(tensors)
+        self.warn(
+            f"at step {step} the gradients of {n} of {all_of_them} measured tensors were changed coordinate by coordinate "
+            "between backward and step (as clip_grad_value_ does), not by one factor: what this made of the step cannot be "
+            "split among the examples and stands under `unmeasured`; losses, pushes, momentum and decay are measured "
+            "(clip_grad_norm_ would leave the split)"
+        )
+        if "gradients_changed" not in self.writer.manifest:
+            self.writer.write_manifest(gradients_changed={"step": step, "tensors": n, "of": all_of_them})
 
     def mixed(self) -> None:
         """Packed examples see each other; said once."""

@@ -8,6 +8,7 @@ No account is fitted to the step: what the formula does not give is missing in t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -77,11 +78,16 @@ class ParamBooks:
     rounding: Tensor  # (U,) <what precision swallowed, U>
     unexplained: Tensor  # (U,)
     direction: Tensor | None  # R: <c, U> = data * scale * <h, R>
+    foreign: bool = False  # its gradient was changed beyond a factor, so no part of it is any example's
 
     @property
     def factor(self) -> float:
         """What turns <h, R> into <c, U>."""
-        return self.rule.data * self.scale
+        return 0.0 if self.foreign else self.rule.data * self.scale
+
+    def from_gradient(self, grad: Tensor) -> float:
+        """<the step's part that came from the gradient as the optimizer got it, U>."""
+        return self.rule.data * float((grad.float() * self.direction.float()).sum(dtype=torch.float64))
 
 
 def reduce_units(product: Tensor, weight: Weight) -> Tensor:
@@ -233,7 +239,7 @@ def canonical(t: Tensor, weight: Weight) -> Tensor:
 
 class Scaling(NamedTuple):
     """How gradients were changed between backward and step: the factor per parameter, the parameters that were not
-    merely scaled, and the median factor."""
+    merely scaled, and the median factor of those that were (NaN where none was)."""
 
     scales: dict[int, float]
     foreign: set[int]
@@ -303,9 +309,9 @@ class ClipScale:
             tolerance = FOREIGN if p.grad.dtype == torch.float32 else 1e-2
             if spread > tolerance:
                 foreign.add(id(p))
-        ordered = sorted(scales.values())
-        median = ordered[len(ordered) // 2] if ordered else 1.0
-        scales.update({key: median for key in unknown})
+        ordered = sorted(scale for key, scale in scales.items() if key not in foreign)
+        median = ordered[len(ordered) // 2] if ordered else math.nan if foreign else 1.0
+        scales.update({key: 1.0 if math.isnan(median) else median for key in unknown})
         return Scaling(scales, foreign, median)
 
 

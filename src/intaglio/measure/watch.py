@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -110,7 +111,7 @@ class ProbeWatch:
             "credit_nats": credit_N,
         })  # fmt: skip
         return {
-            **self.ranks.sums(credit_sum_nats=float(credit_N.sum())), "carry_nats": accounts.carry,
+            **self.ranks.sums(credit_sum_nats=float(np.nansum(credit_N))), "carry_nats": accounts.carry,
             "decay_nats": accounts.decay, "unmeasured_nats": accounts.unmeasured,
         }  # fmt: skip
 
