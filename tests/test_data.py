@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.console import Console
 from intaglio.data.audit import audit, show_row
 from intaglio.data.encode import Encoded, collate, encode_rows
 from intaglio.data.read import Rows, read_rows
-from intaglio.data.repair import CODE_PAGES, _bytes_of, decode, repair_text
+from intaglio.data.repair import CODE_PAGES, BrokenLine, _bytes_of, decode, repair_text
 from intaglio.data.vocab import letters, token_bytes, vocab_rows
 from intaglio.errors import DataError
 from intaglio.example import example_id
@@ -267,8 +268,69 @@ def test_western_bytes_utf16_and_cut_utf8() -> None:
     french = "L'été à Noël, où l'œuvre coûte déjà cher"
     assert decode(french.encode("cp1252"))[0] == french
     assert decode("Привет".encode("utf-16")) == ("Привет", frozenset())
-    with pytest.raises(DataError, match="line 0: bytes are missing"):
+    with pytest.raises(DataError, match="bytes are missing"):
         decode("Привет, мир".encode()[:-1])
+
+
+OTHERS = {
+    "cp1253": ["Η γρήγορη αλεπού πηδάει πάνω από το τεμπέλικο σκυλί", "Καλημέρα, σήμερα θα πάμε στη θάλασσα"],
+    "cp1255": ["ברוכים הבאים לספרייה הגדולה של העיר", "מחר נלך לים עם כל החברים שלנו"],
+    "cp1254": ["Bugün hava çok güzel, çocuklar dışarıda oynuyor", "Yağmur yağıyor ve şemsiyem yok"],
+    "cp1250": ["Żółw idzie powoli przez las, a zając śpi", "Šťastný nový rok všem přátelům", "źdźbło"],
+    "cp1252": ["Le garçon a mangé une pêche très mûre", "Über die Brücke läuft ein müder Hund", "un café"],
+    "cp1256": ["مرحبا بالعالم هذا نص باللغة العربية"], "gbk": ["今天天气很好，我们去公园散步吧。"],
+    "euc-kr": ["안녕하세요 오늘은 날씨가 좋습니다"], "cp874": ["สวัสดีชาวโลก วันนี้อากาศดีมาก"],
+    "cp1257": ["Šiandien labai graži diena, vaikai žaidžia kieme"], "mac-roman": ["Le garçon a mangé une pêche"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code_page", "text"), [(p, t) for p, texts in OTHERS.items() for t in texts])
+def test_another_code_page_is_read_rightly_or_refused(code_page: str, text: str) -> None:
+    russian = ["Сегодня утром мы долго гуляли по старому парку", "Потом пошёл дождь, и все вернулись домой"]
+    raw = text.encode(code_page)
+    try:
+        assert decode(raw)[0] == text
+    except DataError as error:
+        assert "no older code page is certain" in str(error)
+    if len(raw) > 15:  # among Russian rows it is refused where it stands
+        with pytest.raises(BrokenLine) as caught:
+            decode(b"\n".join([*(line.encode("cp1251") for line in russian), raw]))
+        assert caught.value.line == 2
+
+
+def test_a_few_odd_bytes_are_refused_by_row_number(tmp_path: Path) -> None:
+    rows = [b'{"text": "good"}', b"", b'{"text": "bad \xff\xfe byte"}']
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(rows))
+    refused(tmp_path / "x.jsonl", "row 1 (line 3)", "no older code page is certain")
+    (tmp_path / "x.csv").write_bytes(b"text\ngood\nbad \xff\xfe byte\n")
+    refused(tmp_path / "x.csv", "row 1 is not UTF-8")
+    (tmp_path / "x.txt").write_bytes(b"bad \xff\xfe byte\n")
+    refused(tmp_path / "x.txt", "row 0 is not UTF-8")
+
+
+def test_random_bytes_are_no_code_page() -> None:
+    draw = random.Random(0)
+    for high in (0x80, 0xC0):
+        for _ in range(300):
+            noise = bytes(draw.choice([32, *range(high, 256)]) for _ in range(draw.randint(1, 80)))
+            if not noise.isascii() and not noise.startswith((b"\xff\xfe", b"\xfe\xff")):
+                with pytest.raises(DataError):
+                    decode(b"some text " + noise)
+
+
+@pytest.mark.parametrize("code_page", ["cp1251", "koi8-r", "cp866"])
+def test_russian_verse_in_an_older_code_page_is_never_read_as_another(shared: Path, code_page: str) -> None:
+    lines = [t for t in (shared / "text" / "onegin_ru.txt").read_text().split("\n") if len(t) > 25]
+    raws = [t.encode(code_page, "ignore") for t in lines if not t.encode(code_page, "ignore").isascii()]
+    read = refused_lines = 0
+    for raw in raws[::7]:
+        try:
+            read += decode(raw)[0] == raw.decode(code_page)
+        except DataError:
+            refused_lines += 1
+    assert read + refused_lines == len(raws[::7]) and refused_lines < 0.08 * read
+    whole = (shared / "text" / "onegin_ru.txt").read_text().encode(code_page, "ignore")
+    assert decode(whole, parting=b"\n\n")[0] == whole.decode(code_page)
 
 
 # --- vocab ---------------------------------------------------------------------------------
@@ -330,6 +392,14 @@ def test_what_is_trained_on(tmp_path: Path, byte_level: Any) -> None:
     assert items[3].input_ids == tuple(byte_level.apply_chat_template(turns, return_dict=False))
     assert (items[4].group, items[4].fact, items[4].preview) == ("chats", "f", "hi a and a? Пока!")
     assert all(item.example == example_id(item.input_ids, item.target_mask) for item in items)
+
+
+HEADERS = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}{% endfor %}{{ eos_token }}"
+
+
+def test_the_next_turns_header_is_not_trained_on(tmp_path: Path, byte_level: Any) -> None:
+    (item,) = encode(tmp_path, [{"messages": CHAT}], byte_level, template=HEADERS)
+    assert trained(item, byte_level) == "aПока!<|im_end|>"
 
 
 @pytest.mark.parametrize("template, expected", [

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from intaglio.cache import cache_folder
-from intaglio.data.repair import decode, repair_text
+from intaglio.data.repair import BrokenLine, decode, repair_text
 from intaglio.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
@@ -229,9 +229,16 @@ def _read_file(path: Path, limit: int | None) -> tuple[list[Any], frozenset[int]
     if path.suffix not in SUFFIXES:
         raise DataError(f"{path} is of an unknown kind", got=path.suffix or "no suffix", expected=", ".join(SUFFIXES))
     try:
-        text, bad_lines = decode(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    parting = b"\n"
+    if path.suffix == ".txt":
+        data, parting = data.replace(b"\r\n", b"\n"), b"\n\n"
+    try:
+        text, bad_lines = decode(data, parting=parting)
+    except BrokenLine as error:
+        raise DataError(f"{path}: {_place(path, data, parting, error.line)} is {error}") from None
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     if path.suffix == ".jsonl":
@@ -240,6 +247,17 @@ def _read_file(path: Path, limit: int | None) -> tuple[list[Any], frozenset[int]
     rows = parse(path, text)[:limit]
     foreign = {n for n, row in enumerate(rows) if not json.dumps(row, ensure_ascii=False, default=str).isascii()}
     return rows, frozenset(foreign if bad_lines else ())
+
+
+def _place(path: Path, data: bytes, parting: bytes, line: int) -> str:
+    """The row that the line stands in, in words; the line itself where the rows cannot be counted up to it."""
+    text = parting.join(data.split(parting)[: line + 1]).decode("utf-8", "replace")
+    if path.suffix == ".json":
+        return f"line {line + 1}"
+    if path.suffix == ".jsonl":
+        return f"row {sum(bool(t.strip()) for t in text.split(chr(10))) - 1} (line {line + 1})"
+    rows = _parse_txt(path, text) if path.suffix == ".txt" else list(csv.reader(io.StringIO(text, newline="")))[1:]
+    return f"row {len(rows) - 1}" if rows else "the header"
 
 
 def _parse_lines(path: Path, text: str, limit: int | None, bad: frozenset[int]) -> tuple[list[Any], frozenset[int]]:

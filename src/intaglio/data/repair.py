@@ -18,18 +18,17 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from intaglio.data.codepages import Uncertain, certain_page
 from intaglio.errors import DataError
 
 CODE_PAGES = ("cp1251", "cp1252", "latin-1", "koi8-r", "cp866")
 _RUN = re.compile(r"[^\x00-\x7f]+")
-_HIGH_RUN = re.compile(rb"[\x80-\xff]+")
 _UTF8_LETTER = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _LOST = re.compile(r"\?{3,}")
 _SIGNS = frozenset("¡¢£¤¥¦§¨©ª«¬®¯°±²³´µ¶·¸¹º»¼½¾¿×÷‚„†‡•‰‹›€™№ƒˆ˜")  # odd within a word
 _ODD_LETTERS = frozenset("ЂЃѓЉЌЋЏђљќћџЅѕ") | {chr(c) for c in range(0x180, 0x2B0)}  # of few languages
 _CLEARLY = 4  # a reading is better when the oddities fall by more than this factor
 _ROUNDS = 3  # a text may have been misread more than once
-_RUSSIAN = dict(zip("оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъё", range(33, 0, -1)))  # commonest first: a rank as a weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +62,25 @@ def repair_text(text: str, *, expect: str | None = None) -> Repair:
     return Repair(text, code_page)
 
 
-def decode(data: bytes) -> tuple[str, frozenset[int]]:
+class BrokenLine(DataError):
+    """A line that is not UTF-8 and cannot be read with certainty; `line` counts from 0."""
+
+    def __init__(self, what: str, line: int) -> None:
+        super().__init__(what, expected="a UTF-8 file")
+        self.line = line
+
+
+def decode(data: bytes, *, parting: bytes = b"\n") -> tuple[str, frozenset[int]]:
     """A file's bytes as text, and the numbers of the lines (from 0) that were not UTF-8.
 
-    Lines that are UTF-8 stay; the others are read in the one code page that their letters point to.
+    Lines that are UTF-8 stay; the others are read in the one code page that is certain for all of them.
+
+    Args:
+        parting: what parts two lines; of a text an empty line, so that a paragraph is looked at as a whole.
 
     Raises:
-        DataError: UTF-8 with bytes missing, or a code page that cannot be told with certainty.
+        BrokenLine: UTF-8 with bytes missing, or a code page that cannot be told with certainty.
+        DataError: a damaged UTF-16.
     """
     for mark, name in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
         if data.startswith(mark):
@@ -77,11 +88,24 @@ def decode(data: bytes) -> tuple[str, frozenset[int]]:
     try:
         return data.decode("utf-8"), frozenset()
     except UnicodeDecodeError:
-        lines = data.split(b"\n")
+        lines = data.split(parting)
     broken = [n for n, line in enumerate(lines) if not _is_utf8(line)]
-    code_page = _guess(b"\n".join(lines[n] for n in broken), line=broken[0])
+    try:
+        code_page = certain_page([lines[n] for n in broken])
+    except Uncertain as error:
+        n = broken[error.index]
+        cut = "not whole UTF-8: bytes are missing, so letters are lost"
+        what = cut if _is_cut(lines[n]) else "not UTF-8, and no older code page is certain for it"
+        raise BrokenLine(what, n) from None
     bad = frozenset(broken)
-    return "\n".join(line.decode(code_page if n in bad else "utf-8") for n, line in enumerate(lines)), bad
+    text = (line.decode(code_page if n in bad else "utf-8") for n, line in enumerate(lines))
+    return parting.decode().join(text), bad
+
+
+def _is_cut(line: bytes) -> bool:
+    """Whether it is UTF-8 of which bytes are missing: more of it is whole than not."""
+    high = sum(byte >= 0x80 for byte in line)
+    return sum(map(len, _UTF8_LETTER.findall(line))) > high / 2
 
 
 # --- text that was misread -----------------------------------------------------------------
@@ -228,37 +252,3 @@ def _is_utf8(line: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _guess(data: bytes, *, line: int) -> str:
-    """The code page of bytes that are not UTF-8, by where their high bytes stand.
-
-    In Cyrillic text nearly every letter is a high byte, so they stand side by side; in Western
-    text they stand alone. Between Cyrillic code pages the frequency of letters decides.
-    """
-    runs = _HIGH_RUN.findall(data)
-    high = sum(map(len, runs))
-    if sum(map(len, _UTF8_LETTER.findall(data))) > high / 2:
-        raise DataError(f"broken UTF-8 on line {line}: bytes are missing, so letters are lost")
-    together = sum(len(run) for run in runs if len(run) > 1) / high
-    if together < 0.2:
-        return "cp1252" if _defined(data, "cp1252") else "latin-1"
-    scores = sorted(((_russian(data.decode(p, "replace")), p) for p in ("cp1251", "koi8-r", "cp866")), reverse=True)
-    if together < 0.6 or scores[0][0] < 0.5 or scores[0][0] < 1.15 * scores[1][0] or not _defined(data, scores[0][1]):
-        raise DataError(f"line {line} is not UTF-8 and its code page cannot be told", expected="a UTF-8 file")
-    return scores[0][1]
-
-
-def _defined(data: bytes, code_page: str) -> bool:
-    try:
-        data.decode(code_page)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _russian(text: str) -> float:
-    """0 to 1: how much the non-ASCII characters look like Russian prose; capitals count half."""
-    high = [c for c in text if c > "\x7f"]
-    weight = sum(_RUSSIAN.get(c, 0) or _RUSSIAN.get(c.lower(), 0) / 2 for c in high)
-    return weight / (25 * max(len(high), 1))  # prose averages about 25 of 33
