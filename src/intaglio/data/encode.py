@@ -10,7 +10,7 @@ that a template needs no support of its own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -210,7 +210,8 @@ def _spans_by_mark(
         if text == around[0] + "".join(a + b for a, b in zip(shown, around[1:])):
             lengths = (len(a) + len(b) for a, b in zip(shown, around[1:]))
             starts = list(accumulate(lengths, initial=len(around[0])))
-            stops = (_after_end(tokenizer, text, start + len(answer)) for start, answer in zip(starts, shown))
+            tails = _tails(tokenizer, template, marked)
+            stops = (_after_end(tokenizer, text, s + len(answer), tail) for s, answer, tail in zip(starts, shown, tails))
             return list(zip(starts, stops))
     return None
 
@@ -232,9 +233,18 @@ def _spans_by_prefix(
     return spans
 
 
-def _after_end(tokenizer: Any, text: str, at: int) -> int:
+def _tails(tokenizer: Any, template: str, marked: list[dict[str, str]]) -> Iterator[str]:
+    """What follows each answer where the chat ends with it: its own end, and no header of a next turn."""
+    for n in (n for n, turn in enumerate(marked) if turn["role"] == "assistant"):
+        try:
+            yield _render(tokenizer, template, marked[: n + 1]).rpartition(_MARK)[2]
+        except _REFUSALS:
+            yield ""
+
+
+def _after_end(tokenizer: Any, text: str, at: int, tail: str) -> int:
     """The place after the control token that ends the turn at `at`; `at` itself if none does."""
     names = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
     end = re.escape(tokenizer.eos_token or "")
-    found = re.compile("|".join([rf"\s*{end}" if end else "$^", *map(re.escape, names)])).match(text, at)
-    return found.end() if found else at
+    found = re.compile("|".join([rf"\s*{end}" if end else "$^", *map(re.escape, names)])).match(tail)
+    return at + found.end() if found and text.startswith(found[0], at) else at
