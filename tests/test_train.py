@@ -78,6 +78,34 @@ def test_the_plan_writes_nothing(tiny, data, probe, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def folder_bytes(folder) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.parquet"))
+
+
+@pytest.mark.parametrize("options", [{}, {"rescan": 3, "probe_every": 2}, {"level": "norms"}, {"level": "exact"}])
+def test_the_plan_knows_what_the_tables_will_take(options, tiny, data, probe, tmp_path, monkeypatch, capsys):
+    from intaglio.commands import disk, plan
+    from intaglio.model.layout import build_layout
+    from intaglio.tables import TABLES
+
+    seen = {}
+    monkeypatch.setattr(plan, "print_plan", lambda job, console: seen.update(disk.table_bytes(job, build_layout(job.model))))
+    options |= {"steps": 12, "probe": [f"target={data}", probe] if "rescan" in options else None}
+    command.train(str(tiny), str(data), out=tmp_path / "run", plan=True, **options)
+    run = train(tiny, data, tmp_path / "run", batch_size=4, **options)
+    written = {name: folder_bytes(run.folder / name) for name in TABLES if (run.folder / name).exists()}
+    assert seen.keys() >= written.keys() - {"spikes"}
+    assert 1 / 1.5 < sum(seen.values()) / sum(written.values()) < 1.5, (seen, written)
+    for name in ("scans", "probes", "probe_items", "drift", "credits"):
+        assert (name in written) == (name in seen)
+
+
+def test_the_plan_times_probes_and_rescans(tiny, data, probe, tmp_path, capsys):
+    command.train(str(tiny), str(data), out=tmp_path / "run", probe=[probe], rescan=2, steps=20, plan=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ", probes " in said and "(11 times 1)" in said and ", 2 rescans " in said, said
+
+
 # --- what is measured ----------------------------------------------------------------------------
 
 
