@@ -171,3 +171,16 @@ def test_report_imports_no_torch_store_or_analysis():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_what_the_probes_cost_stands_beside_them_and_in_the_terminal(findings):
+    from rich.console import Console
+
+    from intaglio.commands.summary import print_summary
+
+    page = render(findings)
+    assert "seconds per measurement" in page and "share of the run" in page and "3.4%" in page
+    assert "pairs of visits: " in page and "секунд на измерение" in render(findings, lang="ru")
+    console = Console(record=True, width=300)
+    print_summary(None, findings, console)
+    assert "0.42 s each, 3.4% of the run" in console.export_text()

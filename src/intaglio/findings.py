@@ -138,6 +138,9 @@ class ProbeFinding:
     drift_relative_l2: list[float | None] = field(default_factory=list)  # at the last measured step, per layer
     drift_cosine: list[float | None] = field(default_factory=list)
     drift_cka: list[float | None] = field(default_factory=list)
+    measurements: int = 0
+    seconds_each: float | None = None  # mean over its measurements
+    run_share: float | None = None  # of the run's time, all of its measurements together
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,7 @@ class ConflictPair:
     example_a: str
     example_b: str
     cosine: float
-    times: int  # steps in which both stood; of near-duplicates, pairs of visits that nearly coincide
+    times: int  # steps in which both stood; of near duplicates, pairs of their visits, also in different steps
 
 
 @dataclass(frozen=True, slots=True)

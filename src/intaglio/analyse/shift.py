@@ -170,7 +170,7 @@ def probe_findings(data: RunData) -> list[ProbeFinding]:
     probes = read(
         data.run,
         """
-        select step, probe, loss_nats, kl_nats, measured_change_nats, residual_nats from probes
+        select step, probe, loss_nats, kl_nats, measured_change_nats, residual_nats, seconds from probes
         order by probe, step""",
     )
     drift = read(
@@ -189,6 +189,9 @@ def _probe(data: RunData, probe: str, probes: dict[str, np.ndarray], drift: dict
     with np.errstate(divide="ignore", invalid="ignore"):
         off = np.abs(own["residual_nats"] / own["measured_change_nats"])
     off = off[np.isfinite(off)]
+    seconds = own["seconds"][np.isfinite(own["seconds"])]
+    after = probes["step"] > np.max(data.steps["step"], initial=-1)  # the last measurements lie in no step's time
+    whole = float(np.nansum(data.steps["seconds"]) + np.nansum(probes["seconds"][after]))
     return ProbeFinding(
         probe=probe, role=verdict.role_of(data, probe),
         first_loss_nats=number(loss[0]) if len(loss) else None,
@@ -196,5 +199,7 @@ def _probe(data: RunData, probe: str, probes: dict[str, np.ndarray], drift: dict
         max_abs_residual_share=number(off.max()) if len(off) else None,
         steps=[int(s) for s in own["step"]], loss_nats=numbers(own["loss_nats"]), kl_nats=numbers(own["kl_nats"]),
         drift_layers=[int(layer) for layer in at["layer"]], drift_relative_l2=numbers(at["relative_l2"]),
-        drift_cosine=numbers(at["cosine"]), drift_cka=numbers(at["cka"]),
+        drift_cosine=numbers(at["cosine"]), drift_cka=numbers(at["cka"]), measurements=len(own["step"]),
+        seconds_each=number(seconds.mean()) if len(seconds) else None,
+        run_share=number(min(seconds.sum() / whole, 1.0)) if len(seconds) and len(data.steps["step"]) and whole else None,
     )  # fmt: skip

@@ -49,9 +49,17 @@ def print_summary(run: Any, findings: Any, console: Any) -> None:
     for probe in findings.probes:
         console.print(
             f"probe {probe.probe}: loss {_number(probe.first_loss_nats)} -> {_number(probe.last_loss_nats)} nats/token, "
-            f"KL from the start {_number(probe.kl_last_nats)}",
+            f"KL from the start {_number(probe.kl_last_nats)}{_cost(probe)}",
             highlight=False,
         )
+
+
+def _cost(probe: Any) -> str:
+    """What measuring a probe took, and how much of the run that was."""
+    if probe.seconds_each is None:
+        return ""
+    share = "" if probe.run_share is None else f", {_percent(probe.run_share)} of the run"
+    return f"; measured {probe.measurements} times, {_number(probe.seconds_each)} s each{share}"
 
 
 def print_hardest(run: Any, findings: Any, console: Any) -> None:

@@ -29,7 +29,8 @@ def row(view: View, p: ProbeFinding) -> dict[str, Any]:
     role = view.t(f"role.{p.role}") if p.role else view.t("role.none")
     residual = p.max_abs_residual_share
     return {"name": p.probe, "role": role, "first": view.n(p.first_loss_nats), "last": view.n(p.last_loss_nats),
-            "kl": view.n(p.kl_last_nats), "residual": view.n.percent(residual),
+            "kl": view.n(p.kl_last_nats), "seconds": view.n(p.seconds_each, 2), "share": view.n.percent(p.run_share),
+            "residual": view.n.percent(residual),
             "drift": view.n.percent(max((d for d in p.drift_relative_l2 if d is not None), default=None))}  # fmt: skip
 
 
