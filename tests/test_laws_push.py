@@ -238,3 +238,23 @@ def test_statistics_of_logits_do_not_cancel_near_certainty():
     torch.testing.assert_close(found["reach"].double(), reach, rtol=1e-4, atol=0)
     torch.testing.assert_close(found["surprise"].double(), -p.log()[torch.arange(7), target], rtol=1e-5, atol=2e-6)
     torch.testing.assert_close(found["entropy"].double(), -(p * p.log()).sum(-1), rtol=1e-4, atol=4e-6)
+
+
+def test_tokens_that_are_almost_certain_do_not_hide_the_losss_weight():
+    """Where p is near 1, fp32 makes p - 1 with a large relative error: one such token is no sign of another loss."""
+    from intaglio.measure.rows import constant_weight
+
+    torch.manual_seed(0)
+    logits, targets = torch.randn(60, 5000) * 2 + 60, torch.randint(5000, (60,))
+    logits[torch.arange(40), targets[:40]] = logits[:40].logsumexp(1) + torch.linspace(4.5, 6.8, 40)
+    logits.requires_grad_(True)
+    torch.nn.functional.cross_entropy(logits, targets).backward()
+    found = writes.logit_statistics(logits.detach(), logits.grad, targets)
+    sure = (found["reach"] > 1e-3) & (found["reach"] < 2e-2)
+    off = (found["omega"] * 60 - 1).abs()
+    assert int(sure.sum()) >= 30 and float(off[sure].max()) > 1e-3, "the case to be told apart from another loss"
+    assert constant_weight(found["omega"], found["reach"], 1e-3) == pytest.approx(1 / 60, rel=1e-5)
+    uneven = found["omega"].clone()
+    uneven[-1] *= 1.05
+    assert constant_weight(uneven, found["reach"], 1e-3) is None
+    assert constant_weight(found["omega"][:0], found["reach"][:0], 1e-3) is None

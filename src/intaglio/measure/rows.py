@@ -17,6 +17,7 @@ from intaglio.measure.collect import Record
 from intaglio.model.layout import Layout
 
 REACH = 1e-3  # |p - onehot| below which a token says nothing about the loss's weight
+ROUNDING = 5e-5  # of a probability made from fp32 logits; 1e-5 was seen on a real model
 UNSETTLED_STEPS = 10
 
 
@@ -36,12 +37,12 @@ def loss_weights(record: Record) -> tuple[np.ndarray, list[str]]:
     segment = record.caught.segment_BT
     usable = (record.target_BT >= 0) & (record.stats["reach"] > REACH)
     tolerance = 5e-2 if record.low_precision else 1e-3
-    everywhere = record.stats["omega"][usable]
-    common = _constant(everywhere, tolerance)
+    omegas, reaches = record.stats["omega"], record.stats["reach"]
+    common = constant_weight(omegas[usable], reaches[usable], tolerance)
     stray = _written_through_padding(record)
     for slot in range(n):
         mine = usable & (segment == slot)
-        omega = _constant(record.stats["omega"][mine], tolerance) if bool(mine.any()) else common
+        omega = constant_weight(omegas[mine], reaches[mine], tolerance) if bool(mine.any()) else common
         fits = bool((record.stats["misfit"][mine] < max(0.02, tolerance)).all()) if bool(mine.any()) else True
         if omega and fits and slot not in stray:
             weights[slot], kinds[slot] = omega, "token_sum"
@@ -59,13 +60,18 @@ def _written_through_padding(record: Record) -> set[int]:
     return set((outside > 1e-9 * record.write2_BT.amax(1)).nonzero()[:, 0].tolist())
 
 
-def _constant(values: Tensor, tolerance: float) -> float | None:
-    if len(values) == 0:
+def constant_weight(omega: Tensor, reach: Tensor, tolerance: float) -> float | None:
+    """The weight that all these tokens share, or None where they differ.
+
+    Where a token is almost certain, autograd itself forms p - 1 from rounded logits, so its own omega is off by
+    that rounding over its reach: such tokens are allowed that much, and count little (least squares over tokens).
+    """
+    omega, weight = omega.double(), reach.double().square()
+    if len(omega) == 0:
         return None
-    middle = float(values.median())
-    if middle == 0 or float((values - middle).abs().max()) > tolerance * abs(middle):
-        return None
-    return float(values.double().mean())
+    middle = float((omega * weight).sum() / weight.sum())
+    allowed = abs(middle) * (tolerance + ROUNDING / reach.double())
+    return middle if middle and bool(((omega - middle).abs() <= allowed).all()) else None
 
 
 def squared_push(record: Record) -> np.ndarray:
