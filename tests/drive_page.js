@@ -40,7 +40,7 @@ addEventListener("load", () => setTimeout(() => {
   }
   if ($("#all")) {
     const rows = () => [...$("#all").tBodies[0].rows], heads = all("#all thead th");
-    const i = heads.findIndex(h => h.dataset.key === "first");
+    const i = heads.findIndex(h => ["first", "loss_nats"].includes(h.dataset.key));
     const column = () => rows().map(r => r.cells[i].dataset.v).filter(v => v !== "").map(Number);
     heads[i].click(); seen.down = column().every((v, k, a) => !k || a[k - 1] >= v);
     heads[i].click(); seen.up = column().every((v, k, a) => !k || a[k - 1] <= v);

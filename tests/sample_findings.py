@@ -342,3 +342,22 @@ def bare(f: Findings) -> Findings:
         relative_update={}, visit_part_totals={}, token_volatility=[], position_volatility=[], correlations={},
         complete=False,
     )  # fmt: skip
+
+
+def sample_scan(seed: int = 0) -> Findings:
+    """A made-up scan of the same rows: scored at one state, nothing trained."""
+    trained, rng = sample(seed=seed), random.Random(seed)
+    examples = []
+    for e in trained.examples:
+        cosines = {"target": rng.uniform(-0.1, 0.4), "anchor": rng.uniform(-0.2, 0.2)}
+        examples.append(replace(
+            e, visits=0, shift_abs_u=None, shift_net_u=None, learnt_nats=None, last_loss_nats=e.first_loss_nats,
+            push_mean=math.exp((e.level or 0) / 2), dispersion=None, against_share=None, credits_nats={},
+            verdict="no evidence", credit_cosines=cosines, credit_rates={p: 9.5 * c for p, c in cosines.items()},
+        ))  # fmt: skip
+    groups = [replace(g, surprise=_interval(4.0 + i, 0.2), push=_interval(40.0, 0.3), shift_abs_u=Interval(None),
+                      credit_cosines={p: _interval(0.1 * i, 0.5) for p in ("target", "anchor")},
+                      credit_rates={p: _interval(0.9 * i, 0.5) for p in ("target", "anchor")})
+              for i, g in enumerate(trained.groups)]  # fmt: skip
+    return replace(trained, name="scan-of-leaps", manifest={**trained.manifest, "kind": "scan"}, examples=examples,
+                   groups=groups, texts={}, steps_total=0)  # fmt: skip

@@ -341,7 +341,7 @@ def test_runs_that_lack_something_are_still_read(tmp_path, world):
 def test_an_empty_run_and_a_bare_scan_are_read(tmp_path):
     empty = analyse_run(open_run(RunWriter(tmp_path / "empty", {}).finish()))
     assert empty.examples == [] and empty.books_close is None and empty.path_u is None
-    writer = RunWriter(tmp_path / "scan", {"probes": {"anchor": {"role": "anchor"}}})
+    writer = RunWriter(tmp_path / "scan", {"kind": "scan", "probes": {"anchor": {"role": "anchor"}}})
     writer.append("scans", {"step": [0] * 3, "example": ["a", "b", "c"], "loss_nats": [0.1, 3.0, 5.0],
                             "push": [1.0] * 3, "alignment": [0.1, 0.2, -0.3]})  # fmt: skip
     writer.append("scan_credits", {"step": [0], "example": ["c"], "probe": ["anchor"], "credit_nats": [-1.0]})

@@ -13,7 +13,7 @@ import pytest
 
 from intaglio.analyse import compare
 from intaglio.report import render, render_compare
-from sample_findings import sample
+from sample_findings import sample, sample_scan
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.page, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
@@ -29,6 +29,7 @@ def pages(findings) -> dict[str, str]:
     other = replace(other, name="a-run-with-a-rather-long-name-2026-11-22", examples=[
         replace(x, example=y.example) for x, y in zip(other.examples, findings.examples)])  # fmt: skip
     pages = {f"page-{lang}": render(findings, lang=lang) for lang in ("en", "ru")}
+    pages |= {f"scan-{lang}": render(sample_scan(), lang=lang) for lang in ("en", "ru")}
     return pages | {
         f"compare-{lang}": render_compare(findings, other, compare(findings, other), lang=lang) for lang in ("en", "ru")
     }
@@ -60,7 +61,7 @@ def visit(page: str, folder: Path, width: int) -> dict:
 
 
 @pytest.mark.parametrize("width", [1440, 900, 500])
-@pytest.mark.parametrize("name", ["page-en", "page-ru", "compare-en", "compare-ru"])
+@pytest.mark.parametrize("name", ["page-en", "page-ru", "compare-en", "compare-ru", "scan-en", "scan-ru"])
 def test_nothing_sticks_out(pages, name, width, tmp_path):
     seen = visit(pages[name], tmp_path, width)
     assert seen["faults"] == []
@@ -74,6 +75,12 @@ def test_controls_work(pages, tmp_path):
     assert seen["tip"] and "movement" in seen["tip"]
     assert "shift" in seen["token"]
     assert seen["view"] and seen["down"] and seen["up"] and seen["dim"]
+    assert 0 < seen["found"] < 60
+
+
+def test_controls_of_a_scan_work(pages, tmp_path):
+    seen = visit(pages["scan-en"], tmp_path, 1440)
+    assert seen["down"] and seen["up"] and seen["dim"]
     assert 0 < seen["found"] < 60
 
 

@@ -11,7 +11,7 @@ import pytest
 from intaglio.analyse.compare import _TERMS
 from intaglio.findings import VERDICTS, WHY_KEYS
 from intaglio.report import texts_catalogue
-from intaglio.report.captions import MEASURED, MEASURED_OF_TWO
+from intaglio.report.captions import MEASURED, MEASURED_OF_SCAN, MEASURED_OF_TWO
 from intaglio.report.charts.steps import ACCOUNTS
 from intaglio.report.numbers import Numbers
 from intaglio.report.texts import Texts
@@ -63,7 +63,7 @@ def test_no_text_is_unused():
     source = _source()
     quoted = set(re.findall(r"[\"']([\w. -]+)[\"']", source))
     prefixes = {*re.findall(r"[\"']([a-z_.]+\.)[\"'{]", source), "count.", "means.", "units."}
-    prefixes |= {f"{page}{kind}." for page in ("", "compare.") for kind in ("figure", "reading")}
+    prefixes |= {f"{page}{kind}." for page in ("", "compare.", "scan.") for kind in ("figure", "reading")}
     from_data = {
         *VERDICTS,
         *ACCOUNTS,
@@ -78,6 +78,7 @@ def test_no_text_is_unused():
         "answer",
         "same",
         *MEASURED_OF_TWO,
+        *MEASURED_OF_SCAN,
         *_TERMS,
     }
     rules = {f"rule_{name}" for name in quoted} | {f"{kind}_{i}" for kind in ("for", "against") for i in range(5)}
@@ -105,10 +106,11 @@ def test_texts_built_from_data_are_all_there():
     needed = [*WHY_KEYS, *(f"{p}.{v}" for v in VERDICTS for p in ("verdict_name", "verdict_means")),
               *(f"account.{a}{end}" for a in (*ACCOUNTS, "sum", "step", "difference") for end in ("", "_means")),
               *(f"{kind}.{figure}" for figure in MEASURED for kind in ("figure", "reading")),
+              *(f"scan.{kind}.{figure}" for figure in MEASURED_OF_SCAN for kind in ("figure", "reading")),
               *(f"spike.{v}" for v in ("data", "state", "both", "unknown"))]  # fmt: skip
     for key in needed:
         assert key in english and key in russian, key
-    columns = {c for columns in MEASURED.values() for c in columns}
+    columns = {c for figures in (MEASURED, MEASURED_OF_SCAN) for columns in figures.values() for c in columns}
     assert {k.removeprefix("means.") for k in russian if k.startswith("means.")} == columns
     assert all(Texts("en").means(c) for c in columns)
 

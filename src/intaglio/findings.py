@@ -94,6 +94,10 @@ class ExampleFinding:
     starved: bool | None = None  # left no trace beyond the null; None under five measured visits
     # half width of the 95 % interval of both sums of shift, from the steps whose shift was not measured; 0 if all were
     shift_half_u: float | None = None
+    # scans only: predicted fall of each probe's mean loss per unit of parameter length moved along the example's own
+    # gradient, and the same without lengths, -1 to 1
+    credit_rates: dict[str, float] = field(default_factory=dict)
+    credit_cosines: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,11 @@ class GroupFinding:
     why: str = ""  # key of WHY_KEYS, as for an example
     relative_shift: Interval = Interval(None)  # mean over the examples of theirs
     evidence: dict[str, float] = field(default_factory=dict)
+    # scans only
+    surprise: Interval = Interval(None)  # nats per target token
+    push: Interval = Interval(None)  # mean over the examples
+    credit_rates: dict[str, Interval] = field(default_factory=dict)  # means over the examples, as theirs
+    credit_cosines: dict[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,3 +257,8 @@ class Findings:
     head_half_u: dict[str, float] = field(default_factory=dict)  # as head_totals
     relative_half: dict[str, float] = field(default_factory=dict)  # as relative_update
     visit_part_half_u: dict[str, dict[str, float]] = field(default_factory=dict)  # as visit_part_totals
+
+    @property
+    def scanned(self) -> bool:
+        """Whether this is a scan: every example scored at one state, and nothing trained."""
+        return self.manifest.get("kind") == "scan"

@@ -187,12 +187,13 @@ _TABLES = (
         _EXAMPLE,
         Column("loss_nats", "float64", "nats/token", "surprise: mean loss per target token"),
         Column("push", "float64", "nats per unit of parameter", "length of the gradient of the summed token loss"),
-        Column("alignment", "float64", "", "cosine between its gradient and the sum of the others scored so far"),
+        Column("alignment", "float64", "",
+               "cosine between its gradient and the sum of all others' (while a scan is going: of those scored so far)"),
     )),
     Table("scan_credits", ("step", "example", "probe"), "what one plain gradient step on an example would do to a probe", (
         Column("step", "int32", "steps", "optimizer steps taken by the scored state; 0 is the start"),
         _EXAMPLE, _PROBE,
-        Column("credit_nats", "float64", "nats",
+        Column("credit_nats", "float64", "nats per unit of parameter",
                "predicted fall of the probe's mean loss per unit of parameter length moved along the example's "
                "own gradient; negative: learning it costs the probe"),
         Column("cosine", "float64", "", "cosine between the example's descent direction and the probe's (-1 to 1)"),

@@ -17,6 +17,7 @@ from intaglio.findings import GroupFinding, Interval
 # EAFT (2601.02151) calls a token a confident conflict where the model is sure and wrong.
 SURE_NATS = 1.0  # entropy below: as if it chose among fewer than e = 2.7 tokens
 WRONG_NATS = 3.0  # surprise above: the right token had less than one chance in twenty
+_CREDITED = 20  # examples listed per probe as having taught, or made forget, most
 
 
 def example_columns(data: RunData) -> dict[str, np.ndarray]:
@@ -122,15 +123,21 @@ def credits(data: RunData) -> dict[str, np.ndarray]:
     found = read(data.run, """
         select probe, example, sum(credit_nats) as credit from credits
         where credit_nats is not null group by all order by probe""")
-    if not len(found["probe"]):
-        found = read(data.run, """
-            select probe, example, sum(credit_nats) as credit from scan_credits
-            where credit_nats is not null group by all order by probe""")
     place = {e: i for i, e in enumerate(data.examples["example"])}
     out: dict[str, np.ndarray] = {}
     for probe, example, credit in zip(found["probe"], found["example"], found["credit"]):
         if example in place:
             out.setdefault(probe, np.full(data.n_examples, np.nan))[place[example]] = credit
+    return out
+
+
+def credited(data: RunData, credit: dict[str, np.ndarray]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Per probe, who taught it most (largest credit) and who made it forget most (most negative)."""
+    ids, out = data.examples["example"], {"taught": {}, "forgot": {}}
+    for probe, values in credit.items():
+        order = np.argsort(-np.nan_to_num(values), kind="stable")
+        out["taught"][probe] = tuple(ids[i] for i in order if values[i] > 0)[:_CREDITED]
+        out["forgot"][probe] = tuple(ids[i] for i in order[::-1] if values[i] < 0)[:_CREDITED]
     return out
 
 

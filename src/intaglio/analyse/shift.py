@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from intaglio.analyse import agreement, journey, movement, texts, verdict, volatility, where
+from intaglio.analyse import agreement, journey, movement, scan, texts, verdict, volatility, where
 from intaglio.analyse.data import RunData, load, read
 from intaglio.analyse.stats import mean_interval, number, numbers, ratio_interval, resamples
 from intaglio.findings import ExampleFinding, Findings, GroupFinding, Interval, ProbeFinding
 
 _TOLERANCE = 1e-4  # of the closure, in fp32, where the manifest has none
-_CREDITED = 20  # examples listed per probe as having taught, or made forget, most
 
 
 def analyse_run(run: Any, *, texts_for: int = 60, seed: int = 0) -> Findings:
@@ -33,7 +32,7 @@ def analyse_run(run: Any, *, texts_for: int = 60, seed: int = 0) -> Findings:
     seen = verdict.witnesses(data)
     examples = _examples(data, cols, credit, seen)
     tolerance = float(manifest.get("tolerance") or _TOLERANCE)
-    return Findings(
+    findings = Findings(
         name=run.name, complete=bool(run.complete), manifest=dict(manifest), tolerance=tolerance,
         coverage=number(manifest.get("coverage")), unmeasured_names=tuple(manifest.get("unmeasured") or ()),
         unit_length=number(data.unit_length), shift_scale=data.scale(),
@@ -43,7 +42,7 @@ def analyse_run(run: Any, *, texts_for: int = 60, seed: int = 0) -> Findings:
         examples=sorted(examples, key=lambda e: -(e.shift_abs_u or 0.0)),
         groups=_groups(data, cols, credit, seen, examples, seed=seed),
         starved_examples=_starved_share(examples, seed=seed),
-        probes=probe_findings(data), **_credited(data, credit),
+        probes=probe_findings(data), **movement.credited(data, credit),
         layer_series=where.layer_series(data), **where.part_totals(data), **where.head_series(data),
         **where.visit_part_totals(data),
         texts=texts.token_texts(data, texts.most_telling(cols, credit), at_most=texts_for),
@@ -52,6 +51,7 @@ def analyse_run(run: Any, *, texts_for: int = 60, seed: int = 0) -> Findings:
         confident_conflict=ratio_interval(cols["conflicting"], cols["conflict_of"],
                                           resamples(max(data.n_examples, 1), seed=seed)),
     )  # fmt: skip
+    return scan.completed(findings, data, seed=seed) if findings.scanned else findings
 
 
 def add_texts(findings: Findings, run: Any, examples: Iterable[str]) -> Findings:
@@ -153,16 +153,6 @@ def _probe_falls(seen: verdict.Witnesses, facts: set[str | None], group: str) ->
 def _starved_share(examples: list[ExampleFinding], *, seed: int) -> Interval:
     values = np.array([np.nan if e.starved is None else float(e.starved) for e in examples])
     return mean_interval(values, resamples(len(values), seed=seed)) if len(values) else Interval(None)
-
-
-def _credited(data: RunData, credit: dict[str, np.ndarray]) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Per probe, who taught it most (largest credit) and who made it forget most (most negative)."""
-    ids, out = data.examples["example"], {"taught": {}, "forgot": {}}
-    for probe, values in credit.items():
-        order = np.argsort(-np.nan_to_num(values), kind="stable")
-        out["taught"][probe] = tuple(ids[i] for i in order if values[i] > 0)[:_CREDITED]
-        out["forgot"][probe] = tuple(ids[i] for i in order[::-1] if values[i] < 0)[:_CREDITED]
-    return out
 
 
 def probe_findings(data: RunData) -> list[ProbeFinding]:

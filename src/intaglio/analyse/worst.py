@@ -17,10 +17,12 @@ REASONS: dict[str, str] = {
     "alignment": "its gradient has least in common with the others' (mean cosine {value:+.2f})",
     "level_residual": "its gradient is long for its length (log push^2 {value:+.2f} above expectation)",
     "anchor_credit": "its part of the steps is predicted to have cost the anchor {value:.4f} nats",
+    "anchor_cosine": "a small step on it alone is predicted to raise the anchor's loss (cosine {value:+.2f})",
     "not_learnt": "its loss fell by only {value:.0%}",
     "confident_conflict": "{value:.0%} of its tokens contradict what the model is sure of",
 }
 _RELATIVE = ("alignment", "not_learnt")  # low is worse, and low is said of any sign; the others speak of a cost
+_NEGATED = (*_RELATIVE, "anchor_cosine")  # turned round to order by
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,15 @@ def _evidence(examples: Sequence[ExampleFinding], anchors: Sequence[str]) -> dic
         "alignment": -_array([e.alignment_mean for e in examples]),
         "level_residual": _array([e.level_residual for e in examples]),
         "anchor_credit": -_array([sum(credits) if credits else None for credits in anchor]),
+        "anchor_cosine": -_array([_mean([e.credit_cosines.get(p) for p in anchors]) for e in examples]),
         "not_learnt": -_array([_fall_share(e) for e in examples]),
         "confident_conflict": _array([e.confident_conflict_share for e in examples]),
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _fall_share(example: ExampleFinding) -> float | None:
@@ -108,12 +116,12 @@ def _ranks(values: np.ndarray) -> list[int | None]:
 def _worst(example: ExampleFinding, rank: int, by_loss: int | None, score: float, i: int,
            evidence: dict[str, np.ndarray], places: dict[str, np.ndarray]) -> WorstExample:  # fmt: skip
     own = {name: _as_said(name, values[i]) for name, values in evidence.items() if np.isfinite(values[i])}
-    standing = [n for n in own if places[n][i] >= 1 - REASON_SHARE and (n in _RELATIVE or own[n] > 0)]
+    standing = [n for n in own if places[n][i] >= 1 - REASON_SHARE and (n in _RELATIVE or evidence[n][i] > 0)]
     named = sorted(standing, key=lambda n: -places[n][i])
     reasons = tuple(REASONS[n].format(value=own[n]) for n in named)
     return WorstExample(example, rank, by_loss, float(score), reasons or ("no single reason stands out",), own)
 
 
 def _as_said(name: str, value: float) -> float:
-    """The number as its sentence says it: alignment and fall were negated only to order by."""
-    return float(-value if name in _RELATIVE else value)
+    """The number as its sentence says it: some were negated only to order by."""
+    return float(-value if name in _NEGATED else value)

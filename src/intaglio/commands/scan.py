@@ -45,7 +45,7 @@ def scan(
     resume
         Go on with the unfinished scan at --out.
     """
-    from intaglio.commands.summary import conclude, print_hardest
+    from intaglio.commands.summary import conclude, print_scan
     from intaglio.model.subject import load_subject
     from intaglio.store.run import RunWriter
 
@@ -74,7 +74,7 @@ def scan(
     writer.flush(0)
     scoring.align(writer)
     writer.finish()
-    conclude(out, print_hardest, console, lang=lang)
+    conclude(out, print_scan, console, lang=lang)
 
 
 def _scorer(model: Any, probes: dict[str, Any], seed: int) -> Any:

@@ -62,20 +62,35 @@ def _cost(probe: Any) -> str:
     return f"; measured {probe.measurements} times, {_number(probe.seconds_each)} s each{share}"
 
 
-def print_hardest(run: Any, findings: Any, console: Any) -> None:
-    """The rows of a scan that would push the model hardest."""
+def print_scan(run: Any, findings: Any, console: Any) -> None:
+    """The rows of a scan that would push the model hardest, with their credit at each probe, and each probe's sum."""
     from rich.table import Table
 
-    rows = run.sql(
-        """select e.preview, s.loss_nats, s.push, s.alignment
-           from scans s join examples e using (example) order by s.push desc limit 10"""
-    ).fetchall()
+    probes = sorted({p for e in findings.examples for p in e.credit_rates})
     table = Table(title="The ten rows that would push the model hardest", title_justify="left")
-    for name in ("text", "surprise, nats/token", "push", "agreement with the rest"):
-        table.add_column(name, justify="left" if name == "text" else "right")
-    for preview, loss, push, alignment in rows:
-        table.add_row(preview[:60], f"{loss:.2f}", f"{push:.3g}", "-" if alignment is None else f"{alignment:+.2f}")
+    table.add_column("text", min_width=20)
+    for name in ("surprise", "push", "agreement\nwith the\nrest", *(f"{p}:\ncredit\n(cosine)" for p in probes)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for e in findings.examples[:10]:
+        table.add_row(
+            e.preview[:40], _number(e.first_loss_nats), _number(e.push_mean), _cosine(e.alignment_mean),
+            *(f"{_signed(e.credit_rates.get(p))}\n({_cosine(e.credit_cosines.get(p))})" for p in probes),
+        )  # fmt: skip
     console.print(table)
+    if probes:
+        console.print(
+            "Surprise: nats per token. Credit: predicted fall of the probe's loss, nats per unit of parameter length moved "
+            "along the row's own gradient; negative: learning the row costs the probe.",
+            highlight=False,
+        )
+    for probe in probes:
+        cosines = [e.credit_cosines[probe] for e in findings.examples if probe in e.credit_cosines]
+        helping = sum(c > 0 for c in cosines)
+        console.print(
+            f"probe {probe}: a small plain step on one row would help it for {helping} of {len(cosines)} rows and harm it "
+            f"for {len(cosines) - helping}; mean cosine {sum(cosines) / len(cosines):+.2f}",
+            highlight=False, markup=False,
+        )  # fmt: skip
 
 
 def print_pairs(pairs: Sequence[Any], console: Any) -> None:
@@ -114,6 +129,10 @@ def _span(found: Any) -> str:
     if found.value is None:
         return "not measured"
     return _signed(found.value) + (f" [{_signed(found.low)}, {_signed(found.high)}]" if found.low is not None else "")
+
+
+def _cosine(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"
 
 
 def _signed(value: float | None) -> str:

@@ -34,13 +34,20 @@ MEASURED_OF_TWO: dict[str, tuple[str, ...]] = {
     "same": ("visits.shift", "visits.loss_nats"),
     "head_differences": ("parts.update_l2",),
 }
+# and for the page of a scan
+MEASURED_OF_SCAN: dict[str, tuple[str, ...]] = {
+    "map": ("scans.loss_nats", "scans.push"),
+    "agreement": ("scans.alignment",),
+    "cosines": ("scan_credits.cosine",),
+    "groups": ("scans.loss_nats", "scans.alignment", "scan_credits.cosine"),
+}
+_OF = {"": MEASURED, "compare.": MEASURED_OF_TWO, "scan.": MEASURED_OF_SCAN}
 _IN_U = "parameter length"  # pages show lengths in u
 
 
 def caption(t: Texts, figure: str, *, of: str = "") -> dict[str, Any]:
-    """Title, reading and measured columns of a figure; `of` is "compare." on the page of two runs."""
-    measured = MEASURED_OF_TWO if of else MEASURED
-    columns = [(column, t.means(column), _unit(t, column)) for column in measured[figure]]
+    """Title, reading and measured columns of a figure; `of` is "compare." on the page of two runs, "scan." on a scan's."""
+    columns = [(column, t.means(column), _unit(t, column)) for column in _OF[of][figure]]
     return {"title": t(f"{of}figure.{figure}"), "reading": t(f"{of}reading.{figure}"), "columns": columns}
 
 

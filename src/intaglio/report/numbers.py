@@ -56,6 +56,13 @@ class Numbers:
         """The same as `percent`, with a plus sign in front of what is above zero."""
         return ("+" if share and share > 0 else "") + self.percent(share)
 
+    def cosine(self, value: float | None) -> str:
+        """Two decimals with the sign: +0.10, −0.03."""
+        if value is None or not math.isfinite(value):
+            return self.missing
+        text = self._decimal(f"{abs(value):.2f}")
+        return text if float(f"{value:.2f}") == 0 else (_MINUS if value < 0 else "+") + text
+
     def fine_percent(self, share: float | None) -> str:
         """Two significant digits however small: 0.034%."""
         if share is None or not math.isfinite(share):

@@ -13,6 +13,8 @@ from markupsafe import Markup
 from intaglio.findings import VERDICTS, Findings
 from intaglio.report.captions import caption
 from intaglio.report.charts.base import HEAT_LEVELS, colour_rules
+from intaglio.report.scan import answer as scan_answer
+from intaglio.report.scan import data as scan
 from intaglio.report.shift.answer import answer
 from intaglio.report.shift.books import books
 from intaglio.report.shift.data import groups, table, volatility
@@ -27,9 +29,14 @@ SECTIONS = {
     "places": places, "texts": texts, "probes": probes, "limits": lambda view: {}, "table": table,
 }  # fmt: skip
 
+SECTIONS_OF_SCAN = {
+    "answer": scan_answer.answer, "map": scan.surprise_map, "agreement": scan.agreement, "probes": scan.probes,
+    "groups": scan.groups, "rows": scan.rows, "limits": lambda view: {}, "table": scan.table,
+}  # fmt: skip
+
 
 def render(findings: Findings, *, lang: str = "en") -> str:
-    """The page of one run: one HTML file without any reference to the network.
+    """The page of one run, a training or a scan: one HTML file without any reference to the network.
 
     Args:
         findings: what the analysis of the run found.
@@ -39,8 +46,14 @@ def render(findings: Findings, *, lang: str = "en") -> str:
         InputError: there is no catalogue for `lang`.
     """
     view = View(findings, lang)
-    sections = {name: build(view) for name, build in SECTIONS.items()}
-    return fill("page.html.jinja", view, sections=sections, title=view.t("title", name=findings.name))
+    template, of, builders = ("scan", "scan.", SECTIONS_OF_SCAN) if findings.scanned else ("page", "", SECTIONS)
+    return fill(
+        f"{template}.html.jinja",
+        view,
+        sections={name: build(view) for name, build in builders.items()},
+        title=view.t("title", name=findings.name),
+        caption=lambda name: caption(view.t, name, of=of),
+    )
 
 
 def fill(template: str, view: View, **values: Any) -> str:
@@ -48,7 +61,7 @@ def fill(template: str, view: View, **values: Any) -> str:
     t = view.t
     return environment().get_template(template).render(
         **{"view": view, "t": t, "n": view.n, "f": view.findings, "lang": view.lang, "css": _css(),
-           "caption": lambda name: caption(t, name), "js": Markup(asset("page.js")), "manifest": as_json(view),
+           "js": Markup(asset("page.js")), "manifest": as_json(view),
            "verdicts": [(v, v.replace(" ", "-")) for v in VERDICTS], "levels": range(HEAT_LEVELS),
            "version": metadata.version("intaglio"), "as_json": as_json, **values}
     )  # fmt: skip

@@ -66,6 +66,12 @@ class View:
         show = self.n.percent if percent else self.n
         return f"{show(interval.low)}…{show(interval.high)}"
 
+    def cosine_span(self, interval: Interval) -> str:
+        """The ends of a cosine's 95 % interval."""
+        if interval.low is None or interval.high is None:
+            return ""
+        return f"{self.n.cosine(interval.low)}…{self.n.cosine(interval.high)}"
+
     def strong(self, text: str) -> Markup:
         """A number that the eye should find first."""
         return Markup('<b class="num">{}</b>').format(text)

@@ -78,7 +78,7 @@ def _shared_scale(values: list[float], shared: bool) -> alt.Scale:
 def _ticks(scale: alt.Scale) -> dict[str, Any]:
     if scale.to_dict().get("type") != "log":
         return {"tickCount": 6}
-    return {"values": _decades(*scale.to_dict()["domain"])}
+    return {"values": decades(*scale.to_dict()["domain"])}
 
 
 def _map_panel(
@@ -113,9 +113,13 @@ def example_tip(view: View, e: ExampleFinding) -> str:
 
 
 def intervals(
-    views: Sequence[View], name: str, panels: list[tuple[str, Callable[[GroupFinding], Interval | None]]]
+    views: Sequence[View], name: str, panels: list[tuple[str, Callable[[GroupFinding], Interval | None]]], *, of: str = ""
 ) -> Markup | None:
-    """Groups under each other, one panel per measure, a mark with its 95 % interval each; per run where there are two."""
+    """Groups under each other, one panel per measure, a mark with its 95 % interval each; per run where there are two.
+
+    Args:
+        of: "scan." on the page of a scan, whose figures have titles of their own.
+    """
     drawn: list[alt.LayerChart] = []
     for title, read in panels:
         panel = _panel(views, str(title), read, len(panels), labels=not drawn)
@@ -123,7 +127,7 @@ def intervals(
     if not drawn:
         return None
     chart = alt.hconcat(*drawn, spacing=26)
-    return svg(chart, name=name, label=str(views[0].t(f"figure.{name}")), lang=views[0].lang)
+    return svg(chart, name=name, label=str(views[0].t(f"{of}figure.{name}")), lang=views[0].lang)
 
 
 def _panel(
@@ -198,7 +202,7 @@ def _pair_panel(a: View, b: View, pairs: Sequence[Pair], read: Reading, title: s
     ends = [v for row in rows for v in (row["x"], row["y"])]
     low, high = min(ends) * 0.85, max(ends) * 1.15
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
-    axes = [axis(f"{v.mark}: {a.t(title)}", a.lang, labelOverlap="greedy", values=_decades(low, high)) for v in (a, b)]
+    axes = [axis(f"{v.mark}: {a.t(title)}", a.lang, labelOverlap="greedy", values=decades(low, high)) for v in (a, b)]
     dots = alt.Chart(data(rows)).mark_point(filled=True, size=44 if len(rows) < 300 else 24, opacity=0.78).encode(
         x=alt.X("x:Q", axis=axes[0], scale=scale), y=alt.Y("y:Q", axis=axes[1], scale=scale), description="tip:N",
         href="href:N", **group_scales(a.group_names or [""]))  # fmt: skip
@@ -208,7 +212,7 @@ def _pair_panel(a: View, b: View, pairs: Sequence[Pair], read: Reading, title: s
     return (even + dots).properties(width=side, height=side)
 
 
-def _decades(low: float, high: float) -> list[float]:
+def decades(low: float, high: float) -> list[float]:
     """Ticks of a logarithmic axis: powers of ten, with 2 and 5 between where there is room."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     wide = len(powers) > 4

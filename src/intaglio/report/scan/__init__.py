@@ -1,0 +1,1 @@
+"""The sections of a scan's page: what data would do to the model, before anything is trained."""
