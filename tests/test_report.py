@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from intaglio.analyse import analyse_run
 from intaglio.commands.report import report as report_command
 from intaglio.errors import InputError
 from intaglio.findings import Interval
@@ -17,6 +18,7 @@ from intaglio.report.captions import MEASURED
 from intaglio.report.shift.answer import understood
 from intaglio.report.texts import Texts
 from intaglio.report.view import View
+from intaglio.store.run import open_run
 from reader import SECTIONS, Reader, sections_of
 from sample_findings import HOSTILE, bare, sample
 from synthetic import World, write_run
@@ -184,3 +186,22 @@ def test_what_the_probes_cost_stands_beside_them_and_in_the_terminal(findings):
     console = Console(record=True, width=300)
     print_summary(None, findings, console)
     assert "0.42 s each, 3.4% of the run" in console.export_text()
+
+
+@pytest.mark.parametrize("lang", ["en", "ru"])
+def test_a_run_of_a_few_steps_is_measured_but_unsettled(lang, tmp_path):
+    run = write_run(tmp_path / "run", World(examples=12, epochs=2))
+    text, t = Reader(render(analyse_run(open_run(run)), lang=lang)).text, Texts(lang)
+    for key in ("fact.data_share.unsettled", "fact.data_share.unsettled_means", "movement.agreement_few"):
+        assert str(t(key)) in text, key
+    books = text[text.index(t("check.settled.name")) :][:200]
+    assert t("check.settled.unsettled") in books and t("missing") not in books.split(t("check.settled.means"))[0]
+    assert str(t("empty_figure")) not in text.split(str(t("figure.agreement")))[1][:300]
+
+
+def test_why_the_datas_share_is_small_speaks_of_the_runs_own_momentum(findings):
+    said = lambda **found: Reader(render(replace(findings, carry_share=0.8, **found))).text  # noqa: E731
+    assert "β₁ = 0.95, this step's examples fill about 5% of that average; the other 95%" in said(momentum=0.95)
+    assert "about 10% of that average; the other 90%" in said(momentum=0.9)
+    assert "β₁ =" not in said(momentum=None) and "Why is the data's own share so small?" in said(momentum=None)
+    assert "Why is the data's own share so small?" not in Reader(render(replace(findings, carry_share=0.1))).text

@@ -149,3 +149,9 @@ def test_russian_plurals():
 
 def test_percent():
     assert Numbers("ru").percent(0.414) == "41\u00a0%" and Numbers("en").percent(0.0004) == "<0.1%"
+
+
+def test_a_change_has_its_sign_however_small():
+    assert [Numbers("en").signed_percent(x) for x in (0.414, 0.0004, 0.0, -0.0004, -0.001, -0.414, None)] == [
+        "+41%", "+<0.1%", "0%", "−<0.1%", "−0.1%", "−41%", "—"]  # fmt: skip
+    assert [Numbers("ru").cosine(x) for x in (0.1, -0.034, -0.001, None)] == ["+0,10", "−0,03", "0,00", "—"]

@@ -237,6 +237,7 @@ class Findings:
     # keys: position_from, position_to (inclusive), count, shift_abs_u, surprise_nats, level, dispersion
     position_volatility: list[dict[str, Any]]
     correlations: dict[str, float]  # e.g. "level~csl": Spearman of a gradient measure with its loss baseline
+    momentum: float | None = None  # b1 of the run's optimizer: Adam's first beta, SGD's momentum; None where unknown
     # how much of it was measured
     shift_scale: float = 1.0  # factor from the steps whose shift was measured to all steps; sums above include it
     steps_with_shift: int = 0

@@ -38,6 +38,7 @@ def books(data: RunData, tolerance: float) -> dict[str, Any]:
         "gradient_match_max": number(match.max()) if match.size else None,
         "books_close": bool(closure.max() < tolerance) if closure.size else None,
         "unsettled_shift_share": _unsettled(data),
+        "momentum": momentum(data.manifest) if data.manifest.get("optimizer") else None,
         **{f"{name}_share": _share(steps, f"{name}_shift") for name in ("data", "carry", "decay")},
     }
 

@@ -34,7 +34,10 @@ def print_summary(run: Any, findings: Any, console: Any) -> None:
         console.print(
             f"\nThe books {state}: worst step off by {findings.closure_max:.1e} (tolerance {findings.tolerance:.0e}); "
             f"{_percent(findings.coverage)} of the parameters measured, "
-            f"{_percent(findings.data_share)} of the settled steps came from their own data.",
+            + (
+                f"{_percent(findings.data_share)} of the settled steps came from their own data."
+                if findings.data_share is not None else "no step has settled yet."
+            ),
             highlight=False,
         )
     table = Table(title="Movement by group (u = one millionth of the initial weights' length)", title_justify="left")

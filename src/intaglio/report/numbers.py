@@ -53,8 +53,9 @@ class Numbers:
         return ("+" if value and value > 0 else "") + self(value, digits)
 
     def signed_percent(self, share: float | None) -> str:
-        """The same as `percent`, with a plus sign in front of what is above zero."""
-        return ("+" if share and share > 0 else "") + self.percent(share)
+        """The same as `percent`, with its sign, however small: +41%, −3%, −<0.1%."""
+        tiny_fall = share is not None and -0.001 < share < 0
+        return ("+" if share and share > 0 else _MINUS if tiny_fall else "") + self.percent(share)
 
     def cosine(self, value: float | None) -> str:
         """Two decimals with the sign: +0.10, −0.03."""

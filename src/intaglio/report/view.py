@@ -90,6 +90,12 @@ class View:
         return int(steps[place] or 0) if place < len(steps) else place
 
     @cached_property
+    def never_settled(self) -> bool:
+        """Whether the accounts were measured, but at unsettled steps only."""
+        data, early = self.series("data_shift"), self.series("unsettled")
+        return self.findings.data_share is None and any(d is not None and u for d, u in zip(data, early))
+
+    @cached_property
     def unsettled_steps(self) -> int:
         flags = self.series("unsettled")
         return sum(bool(f) for f in flags) if flags else min(10, self.findings.steps_total)

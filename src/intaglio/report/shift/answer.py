@@ -183,7 +183,7 @@ def facts(view: View) -> list[dict[str, Any]]:
         "loss": loss, "books": view.t(f"fact.books.{books}"), "data_share": view.n.percent(f.data_share),
         "noise": view.n(f.noise_scale.value), "kl": view.n(anchor.kl_last_nats if anchor else None),
     }  # fmt: skip
-    return [
-        {"name": view.t(f"fact.{key}.name"), "number": number, "means": view.t(f"fact.{key}.means")}
-        for key, number in numbers.items()
-    ]
+    means = {key: view.t(f"fact.{key}.means") for key in numbers}
+    if view.never_settled:
+        numbers["data_share"], means["data_share"] = (view.t(f"fact.data_share.{k}") for k in ("unsettled", "unsettled_means"))
+    return [{"name": view.t(f"fact.{key}.name"), "number": number, "means": means[key]} for key, number in numbers.items()]

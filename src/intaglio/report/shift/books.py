@@ -17,11 +17,21 @@ def books(view: View) -> dict[str, Any]:
         "verdict": verdict(view),
         "closes": view.findings.books_close,
         "checks": checks(view),
-        "momentum": (view.findings.carry_share or 0) > 0.3,
+        "momentum": momentum(view),
         "chart": charts.books_by_step(view),
         "missing": view.findings.unmeasured_names[:12],
         "missing_more": max(0, len(view.findings.unmeasured_names) - 12),
     }
+
+
+def momentum(view: View) -> Markup | str:
+    """Why the data's own share is small, with the run's own momentum; "" where momentum carries little."""
+    b1 = view.findings.momentum
+    if (view.findings.carry_share or 0) <= 0.3:
+        return ""
+    if not b1 or not 0 < b1 < 1:
+        return view.t("books.momentum_unknown")
+    return view.t("books.momentum", b1=view.n(b1), own=view.n.percent(1 - b1), rest=view.n.percent(b1))
 
 
 def lines(view: View) -> list[dict[str, Any]]:
@@ -93,12 +103,19 @@ def checks(view: View) -> list[dict[str, Any]]:
         "gradient_match": view.n(f.gradient_match_max),
         "coverage": view.n.percent(f.coverage),
         "measured": f"{view.n.whole(_in_full(view))} / {view.n.whole(f.steps_total)}",
-        "settled": _several(view, [view.n.percent(s) for s in (f.data_share, f.carry_share, f.decay_share)]),
+        "settled": _settled(view),
     }
     return [
         {"name": view.t(f"check.{key}.name"), "number": number, "means": view.t(f"check.{key}.means")}
         for key, number in numbers.items()
     ]
+
+
+def _settled(view: View) -> str:
+    if view.never_settled:
+        return view.t("check.settled.unsettled")
+    f = view.findings
+    return _several(view, [view.n.percent(s) for s in (f.data_share, f.carry_share, f.decay_share)])
 
 
 def _several(view: View, numbers: list[str]) -> str:
