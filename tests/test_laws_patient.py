@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from intaglio.errors import InputError, UnmeasurableError
 from intaglio.measure.ledger import Ledger
+from intaglio.measure.probes import as_probes
 from intaglio.store.run import open_run
 from study import train
 from tiny import batch, build, micro, texts
@@ -238,12 +239,33 @@ def test_an_8_bit_optimizer_is_refused_by_name(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("bad", [{"level": "most"}, {"every": 0}, {"memory": "many"}])
+BAD = [{"level": "most"}, {"every": 0}, {"memory": "many"}, {"probes": {"a": {}}},
+       {"probes": {"a": {"input_ids": [[1, 2]]}}}]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_wrong_arguments_are_refused_before_anything_is_written(bad, tmp_path):
     model = build("llama_gqa")
     with pytest.raises(InputError):
         Ledger(model, SGD(model.parameters(), lr=0.1), out=tmp_path / "run", **bad)
     assert not list(tmp_path.iterdir())
+
+
+def test_probes_without_names_are_refused():
+    with pytest.raises(InputError, match="probes are given by name; got int"):
+        as_probes(3)
+
+
+def test_an_optimizer_of_another_model_and_a_second_entry_are_refused(tmp_path):
+    model = build("llama_gqa")
+    with pytest.raises(InputError, match="the optimizer moves nothing of the model"):
+        Ledger(model, SGD(build("llama_gqa").parameters(), lr=0.1), out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+    ledger = Ledger(model, SGD(model.parameters(), lr=0.1), out=tmp_path / "run", quiet=True)
+    with ledger, pytest.raises(InputError, match="a ledger is entered once"):
+        ledger.__enter__()
+    with pytest.raises(InputError, match="a ledger is entered once"):
+        ledger.__enter__()
 
 
 @pytest.mark.parametrize("name", ["RMSprop", "Adagrad", "Adamax", "NAdam", "RAdam"])

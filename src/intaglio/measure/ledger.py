@@ -35,7 +35,7 @@ from intaglio.measure.exact import exact_products
 from intaglio.measure.lora import both_or_neither
 from intaglio.measure.net import NetDistance
 from intaglio.measure.notices import Notices
-from intaglio.measure.probes import as_probe
+from intaglio.measure.probes import as_probes
 from intaglio.measure.ranks import Apart, Ranks
 from intaglio.measure.recorder import Recorder, Source
 from intaglio.measure.rules import check_measurable, unwrap
@@ -79,6 +79,7 @@ class Ledger:
         first_step: optimizer steps taken before (a resumed run).
 
     Raises:
+        InputError: an unknown level, a probe that is none, an optimizer of another model.
         UnmeasurableError: an 8-bit optimizer, quantised weights, DoRA, nothing to measure, or processes
             that share gradients in another way than DistributedDataParallel.
         StoreError: the run exists or cannot be written.
@@ -120,11 +121,14 @@ class Ledger:
             self.step, self.seed = first_step, seed
             self.rule_name = check_measurable(self.optimizer)
             params = {id(p) for g in self.optimizer.param_groups for p in g["params"]}
+            if params.isdisjoint(id(p) for p in self.model.parameters()):
+                raise InputError("the optimizer moves nothing of the model", got="parameters of another model",
+                                 expected="an optimizer over this model's parameters")  # fmt: skip
             self.layout = build_layout(self.model, params)
             if not self.layout.sites:
                 raise UnmeasurableError("nothing that the optimizer moves can be measured", expected="linear layers")
             device = next(self.model.parameters()).device
-            self.probes = [as_probe(name, p, device) for name, p in (probes or {}).items()]
+            self.probes = as_probes(probes, device)
             groups = 2 + len({s.group for s in (sources or {}).values()}) if group_momentum else 0  # decay, and earlier
             self.budget = Budget.parse(
                 memory, self.layout, self.model, level=level, probes=self.probes, every=every, groups=groups
@@ -157,11 +161,14 @@ class Ledger:
             same["run folder"] = self.writer.mark()
         self.notices = Notices(self.ranks, self.writer)
         self._spent = self._flushed = 0.0
-        self._attached = self._headless = False
+        self._attached = self._headless = self._entered = False
 
     # -- life
 
     def __enter__(self) -> Ledger:
+        if self._entered:
+            raise InputError("a ledger is entered once", got="a ledger that was entered before", expected="a new Ledger")
+        self._entered = True
         self.attach()
         return self
 

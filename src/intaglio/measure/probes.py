@@ -88,18 +88,36 @@ def as_probe(name: str, source: object, device: torch.device | None = None) -> P
         DataError: the probe is empty or holds no target token.
     """
     if isinstance(source, Probe):
-        probe = source
+        batches = source.batches
     elif isinstance(source, Mapping) or hasattr(source, "input_ids"):
-        probe = Probe(name, [dict(source)])
+        batches = [dict(source)]
     elif isinstance(source, Sequence) and source and all(isinstance(b, Mapping) for b in source):
-        probe = Probe(name, [dict(b) for b in source])
+        batches = [dict(b) for b in source]
     else:
         raise DataError(f"probe {name!r} is empty or no batch", got=type(source).__name__, expected="input_ids tensors")
+    for batch in batches:
+        ids = batch.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.ndim != 2:
+            got = "none" if ids is None else f"{type(ids).__name__}{list(getattr(ids, 'shape', []))}"
+            raise DataError(f"probe {name!r} has no input_ids", got=got, expected="a tensor of (texts, tokens)")
+    tensors = [{k: v for k, v in batch.items() if isinstance(v, Tensor)} for batch in batches]
+    probe = source if isinstance(source, Probe) else Probe(name, tensors)
     if device is not None:
         probe.batches = [{k: v.to(device) for k, v in b.items() if isinstance(v, Tensor)} for b in probe.batches]
     if not probe.batches or probe.items == 0 or probe.targets == 0:
         raise DataError(f"probe {name!r} is empty", expected="at least one text with a target token")
     return probe
+
+
+def as_probes(probes: object, device: torch.device | None = None) -> list[Probe]:
+    """Every probe that a user hands over by name.
+
+    Raises:
+        DataError: no mapping of names, or a probe that is none.
+    """
+    if not isinstance(probes or {}, Mapping):
+        raise DataError("probes are given by name", got=type(probes).__name__, expected='such as {"anchor": batch}')
+    return [as_probe(name, p, device) for name, p in (probes or {}).items()]
 
 
 def _targets(batch: Mapping[str, Tensor]) -> Tensor:
