@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from tests.synthetic import World, write_run
 
+from intaglio.analyse.worst import _is_reason
 from intaglio.cli import main
 from intaglio.store.run import open_run
 
@@ -65,6 +67,13 @@ def test_reasons_say_what_was_measured(run, tmp_path):
         assert "fell by only 0%" in line["intaglio"]["reason"]
 
 
+def test_a_number_that_is_nothing_is_no_reason():
+    everyone = np.linspace(0.0, 0.001, 20)
+    assert not _is_reason("level_residual", 1e-16, everyone) and _is_reason("level_residual", 0.4, everyone)
+    short, long = -np.linspace(0.0, 0.015, 20), -np.linspace(0.0, 0.9, 20)
+    assert not _is_reason("not_learnt", 0.0, short) and _is_reason("not_learnt", 0.0, long)
+
+
 def test_without_the_originals_previews_serve_but_the_rest_cannot_be_written(tmp_path, capsys):
     bare = write_run(tmp_path / "bare")
     intaglio("rows", bare, "--worst", 1, "--out", tmp_path / "w.jsonl")
@@ -110,8 +119,21 @@ def test_query_limits_and_says_how_much_is_left(run, capsys):
 
 
 def test_query_json_survives_bytes_and_nan(run, capsys):
-    intaglio("query", run, "select bytes, 'nan'::double as x from vocab limit 1", "--format", "json")
-    assert json.loads(capsys.readouterr().out)[0]["x"] is None
+    sql = r"select '\xC3\xA9\xC3'::blob as b, ['\xC3\xA9'::blob] as l, 'nan'::double as x from vocab limit 1"
+    intaglio("query", run, sql, "--format", "json")
+    assert json.loads(capsys.readouterr().out)[0] == {"b": "é\ufffd", "l": ["é"], "x": None}
+    intaglio("query", run, sql, "--format", "csv", "--limit", 1)
+    assert capsys.readouterr().out.splitlines()[1].startswith("é\ufffd,")
+
+
+def test_query_shows_the_tables_alone_and_changes_none(run, capsys):
+    intaglio("query", run, "show tables", "--format", "csv")
+    names = capsys.readouterr().out.split()[1:]
+    assert "visits" in names and not [n for n in names if n.startswith("_")]
+    for sql in ("drop view steps", "create table a as select 1", "select 1; drop view steps", "set threads = 1"):
+        assert "a query only reads" in fails(capsys, "query", run, sql)
+    for sql in ("describe steps", "with a as (select 1) select * from a", "from steps", "explain select 1"):
+        intaglio("query", run, sql)
 
 
 @pytest.mark.parametrize("sql", ["selec", "select nope from visits", "select * from nowhere", ""])

@@ -10,6 +10,10 @@ import numpy as np
 from intaglio.analyse.stats import ranks
 from intaglio.findings import ExampleFinding, Findings
 
+FLOORS = {  # evidence nearer to nothing than this is no reason, whatever the example's place
+    "against_share": 0.05, "level_residual": 0.05, "anchor_credit": 5e-5, "confident_conflict": 0.005,
+}  # fmt: skip
+FALL_TELLS = 0.02  # a fall is only little where others fell: the median fall is at least this share
 REASON_SHARE = 0.1  # evidence is named as a reason where the example stands in the worst tenth by it
 
 REASONS: dict[str, str] = {
@@ -116,10 +120,18 @@ def _ranks(values: np.ndarray) -> list[int | None]:
 def _worst(example: ExampleFinding, rank: int, by_loss: int | None, score: float, i: int,
            evidence: dict[str, np.ndarray], places: dict[str, np.ndarray]) -> WorstExample:  # fmt: skip
     own = {name: _as_said(name, values[i]) for name, values in evidence.items() if np.isfinite(values[i])}
-    standing = [n for n in own if places[n][i] >= 1 - REASON_SHARE and (n in _RELATIVE or evidence[n][i] > 0)]
+    standing = [n for n in own if places[n][i] >= 1 - REASON_SHARE and _is_reason(n, own[n], evidence[n])]
     named = sorted(standing, key=lambda n: -places[n][i])
     reasons = tuple(REASONS[n].format(value=own[n]) for n in named)
     return WorstExample(example, rank, by_loss, float(score), reasons or ("no single reason stands out",), own)
+
+
+def _is_reason(name: str, value: float, everyone: np.ndarray) -> bool:
+    """Whether a number is worth a sentence; what is low is held against the others', and must differ from them."""
+    if name not in _RELATIVE:
+        return value >= FLOORS[name]
+    median = -float(np.nanmedian(everyone))
+    return median - value >= 0.01 and (name != "not_learnt" or median >= FALL_TELLS)
 
 
 def _as_said(name: str, value: float) -> float:

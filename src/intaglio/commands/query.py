@@ -35,9 +35,10 @@ def query(run: Path, sql: str, *, format: Literal["table", "csv", "json"] = "tab
     run
         Folder of the run; one that is still going will do.
     sql
-        One select statement.
+        One statement that reads: select, with, from, describe, summarize, explain or show tables.
     format
-        A table for reading, or csv or json (one array of objects) for another program.
+        A table for reading, or csv or json (one array of objects) for another program. Bytes are written as
+        UTF-8 text, with a replacement sign (U+FFFD) for a part of a letter.
     limit
         Print at most this many rows; as a table 50 unless told, else all.
     """
@@ -70,18 +71,32 @@ def print_table(found: pa.Table) -> None:
 def _shown(value: object) -> str:
     if value is None:
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(_text(value))
+
+
+def _text(value: object) -> object:
+    """Bytes as UTF-8, with U+FFFD for a part of a letter; anything else as it is."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _plain(value: object) -> object:
+    """What JSON can hold, also within lists and structs."""
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return None if value != value else _text(value)
 
 
 def print_csv(found: pa.Table) -> None:
-    """Comma-separated values with a header; null is empty."""
+    """Comma-separated values with a header; null is empty, bytes are text."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(found.column_names)
-    writer.writerows(zip(*(column.to_pylist() for column in found.columns)))
+    writer.writerows([_text(value) for value in row] for row in zip(*(c.to_pylist() for c in found.columns)))
 
 
 def print_json(found: pa.Table) -> None:
-    """One array of objects; what JSON has no form for (bytes, dates) as text, NaN as null."""
-    rows = [{name: None if value != value else value for name, value in row.items()} for row in found.to_pylist()]
+    """One array of objects; bytes and dates as text, NaN as null."""
+    rows = [{name: _plain(value) for name, value in row.items()} for row in found.to_pylist()]
     json.dump(rows, sys.stdout, ensure_ascii=False, indent=1, default=str)
     print()

@@ -30,10 +30,10 @@ def connect(runs: Mapping[str, Run]) -> Any:
         if name:
             connection.execute(f'create schema "{name}"')
         for table in TABLES:
-            source = f"_rows_{name}_{table}"
+            source = f"_rows_{name}_{table}" if name else table  # alone, no other name shows in `show tables`
             connection.register(source, _rows(run, table))
-            target = f'"{name}"."{table}"' if name else f'"{table}"'
-            connection.execute(f'create view {target} as select * from "{source}"')
+            if name:
+                connection.execute(f'create view "{name}"."{table}" as select * from "{source}"')
     connection.execute("set lock_configuration = true")
     return connection
 
@@ -52,16 +52,30 @@ def _rows(run: Run, table: str) -> Any:
     return dataset.dataset([str(file) for file in files], schema=schema_of(table), format="parquet")
 
 
+def _check_reads(connection: Any, sql: str) -> None:
+    """Refuse all but one statement that reads: the tables in memory are nobody's to change."""
+    import duckdb
+
+    reads = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+    kinds = [statement.type for statement in connection.extract_statements(sql)]
+    if kinds and (len(kinds) > 1 or kinds[0] not in reads):
+        got = "several statements" if len(kinds) > 1 else kinds[0].name.lower()
+        raise InputError("a query only reads", got=got, expected="one select statement")
+
+
 def query(run: Run, sql: str) -> Any:
     """The rows of a query over one run, as a pyarrow table.
 
     Raises:
-        InputError: the SQL does not parse, names an unknown column, touches files, or selects nothing.
+        InputError: the SQL does not parse, is no single statement that reads, names an unknown column, touches
+            files, or selects nothing.
     """
     import duckdb
 
     try:
-        relation = connect({"": run}).sql(sql)
+        connection = connect({"": run})
+        _check_reads(connection, sql)
+        relation = connection.sql(sql)
         if relation is None:
             raise InputError("the query selects nothing", got=sql, expected="a select statement")
         return relation.to_arrow_table()
