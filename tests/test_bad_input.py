@@ -365,3 +365,46 @@ def test_a_model_that_is_no_language_model(data, tmp_path, refused):
         shutil.copy(path, tmp_path / "classifier")
     assert "classifier" in refused("train", tmp_path / "classifier", data, "--out", tmp_path / "run")
     assert nothing(tmp_path / "run")
+
+
+# --- before any work -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [
+    ("--steps", 0), ("--layers", "abc"), ("--layers", "3:3"), ("--lora", 0), ("--warmup", 2), ("--batch-size", 0),
+    ("--accumulate", 0), ("--lr", -1), ("--momentum", 1), ("--clip", -1), ("--seed", -1), ("--epochs", 0),
+    ("--weight-decay", -1), ("--max-tokens", 1), ("--probe", "nothing"), ("--resume",), ("--every", 0),
+], ids=str)  # fmt: skip
+def test_options_are_checked_before_a_model_is_loaded(words, data, refused, tmp_path, monkeypatch):
+    from intaglio.model import subject
+
+    monkeypatch.setattr(subject, "load_subject", lambda *_, **__: pytest.fail("the model was loaded"))
+    refused("train", "no-such-model", data, "--out", tmp_path / "run", *words)
+    assert nothing(tmp_path / "run")
+
+
+@BOTH
+def test_a_folder_that_cannot_be_made_is_refused_before_a_model_is_loaded(command, data, refused):
+    assert "cannot write to /proc" in refused(command, "no-such-model", data, "--out", "/proc/x/y")
+
+
+@BOTH
+def test_nothing_to_resume_is_one_line(command, data, refused, tmp_path):
+    said = refused(command, "no-such-model", data, "--out", tmp_path / "run", "--resume")
+    assert "there is no unfinished run at" in said and nothing(tmp_path / "run")
+
+
+def test_an_unknown_model_is_one_line_alone(data, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "intaglio", "train", "nosuchmodel", str(data), "--out", str(tmp_path / "run")],
+        capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("intaglio: no such model") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_lora_says_nothing_of_what_a_library_will_rename(tiny, data, tmp_path, recwarn):
+    from intaglio.commands import train
+
+    train.train(str(tiny), str(data), out=tmp_path / "run", steps=1, lora=2)
+    assert not [w for w in recwarn if "is_gradient_checkpointing" in str(w.message)]

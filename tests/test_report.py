@@ -15,6 +15,7 @@ from intaglio.errors import InputError
 from intaglio.findings import Interval
 from intaglio.report import render
 from intaglio.report.captions import MEASURED
+from intaglio.report.numbers import Numbers
 from intaglio.report.shift.answer import understood
 from intaglio.report.texts import Texts
 from intaglio.report.view import View
@@ -205,3 +206,22 @@ def test_why_the_datas_share_is_small_speaks_of_the_runs_own_momentum(findings):
     assert "about 10% of that average; the other 90%" in said(momentum=0.9)
     assert "β₁ =" not in said(momentum=None) and "Why is the data's own share so small?" in said(momentum=None)
     assert "Why is the data's own share so small?" not in Reader(render(replace(findings, carry_share=0.1))).text
+
+
+def test_a_run_that_is_finished_meanwhile_gets_its_page_at_its_final_place(tmp_path, monkeypatch):
+    from intaglio.commands import report as module
+    from intaglio.store.run import open_run
+
+    write_run(tmp_path / "run", World(killed=True))
+    going = open_run(tmp_path / "run")
+    assert going.folder.name == "run.partial"
+    plain = module.write_page
+    monkeypatch.setattr(module, "write_page", lambda path, page: (
+        going.folder.exists() and going.folder.rename(going.final), plain(path, page)))  # fmt: skip
+    _, path = module.write_report(going)
+    assert path == tmp_path / "run" / "report.html" and path.exists()
+
+
+def test_a_power_of_ten_is_rounded_before_it_is_split():
+    n = Numbers("en")
+    assert n.signed(9.96e-6) == "+10⁻⁵" and n(9.94e-6) == "9.9×10⁻⁶" and n(2.1e-6) == "2.1×10⁻⁶" and n(-1e-7) == "−10⁻⁷"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -97,7 +98,9 @@ def _with_lora(model: nn.Module, recipe: Recipe, layers: range) -> nn.Module:
         r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, lora_dropout=0.0, task_type="CAUSAL_LM",
         target_modules=_linear_in(model, layers) if recipe.layers else "all-linear",
     )  # fmt: skip
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():  # peft asks transformers by a name that it is about to drop
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, config)
 
 
 def _linear_in(model: nn.Module, layers: range) -> list[str]:

@@ -11,7 +11,8 @@ from intaglio.analyse.stats import ranks
 from intaglio.findings import ExampleFinding, Findings
 
 FLOORS = {  # evidence nearer to nothing than this is no reason, whatever the example's place
-    "against_share": 0.05, "level_residual": 0.05, "anchor_credit": 5e-5, "confident_conflict": 0.005,
+    "against_share": 0.05, "level_residual": 0.05, "anchor_credit": 5e-5, "anchor_cosine": 0.005,
+    "confident_conflict": 0.005,
 }  # fmt: skip
 FALL_TELLS = 0.02  # a fall is only little where others fell: the median fall is at least this share
 REASON_SHARE = 0.1  # evidence is named as a reason where the example stands in the worst tenth by it
@@ -129,7 +130,7 @@ def _worst(example: ExampleFinding, rank: int, by_loss: int | None, score: float
 def _is_reason(name: str, value: float, everyone: np.ndarray) -> bool:
     """Whether a number is worth a sentence; what is low is held against the others', and must differ from them."""
     if name not in _RELATIVE:
-        return value >= FLOORS[name]
+        return (-value if name in _NEGATED else value) >= FLOORS[name]
     median = -float(np.nanmedian(everyone))
     return median - value >= 0.01 and (name != "not_learnt" or median >= FALL_TELLS)
 

@@ -36,14 +36,21 @@ class Prepared:
     fingerprint: str
 
 
-def begin(out: Path, *, plan: bool, force: bool, resume: bool) -> Any:
-    """The console that a run speaks through; a run that stands in its way is refused before any work."""
+def begin(out: Path, *, plan: bool, force: bool, resume: bool, alone: bool = True) -> Any:
+    """The console that a run speaks through; what stands in its way is refused before any work.
+
+    Args:
+        alone: no other run goes with it; then there must be one to go on with where `resume` says so.
+    """
     from rich.console import Console
 
-    from intaglio.store.run import check_free
+    from intaglio.errors import StoreError
+    from intaglio.store.run import begun, check_free
 
     if not plan:
         check_free(out, force=force, resume=resume)
+        if resume and alone and not begun(out):
+            raise StoreError(f"there is no unfinished run at {out}", expected="the run's --out, or no --resume")
     return Console(stderr=True)
 
 
@@ -78,7 +85,9 @@ def prepare_data(
     if not data:
         raise DataError(f"no row of {name} has anything to train on", expected="answers or texts of two tokens or more")
     if len(data) < len(encoded):
-        lines.append(f"{len(encoded) - len(data)} rows without anything to train on are left out")
+        left_out = len(encoded) - len(data)
+        words = "1 row without anything to train on is" if left_out == 1 else f"{left_out} rows without anything to train on are"
+        lines.append(f"{words} left out")
     digest = hashlib.blake2b("".join(item.example for item in encoded).encode(), digest_size=16).hexdigest()
     return Prepared(name, originals, data, lines, digest)
 

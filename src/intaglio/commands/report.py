@@ -50,8 +50,15 @@ def write_report(run: Run, *, out: Path | None = None, lang: str = "en") -> tupl
     from intaglio.report import render
 
     findings = analyse_run(run)
+    page = render(findings, lang=lang)
     path = out or run.folder / "report.html"
-    write_page(path, render(findings, lang=lang))
+    try:
+        write_page(path, page)
+    except StoreError:
+        if out is not None or run.folder.exists() or not run.final.is_dir():
+            raise
+        path = run.final / "report.html"  # the run was finished, and renamed, meanwhile
+        write_page(path, page)
     return findings, path
 
 

@@ -62,13 +62,15 @@ def steps(
         Go on with an unfinished run.
     """
     from intaglio.commands import prepare as ready
+    from intaglio.store.run import begun
 
     rotations = ("a", "b") if rotation == "both" else (rotation,)
     base = out or Path("runs") / f"steps-{Path(subject).name}"
     folders = {r: base if out and rotation != "both" else base.with_name(f"{base.name}-{r}") for r in rotations}
     whole = [r for r in rotations if rotation == "both" and resume and folders[r].exists()]  # finished before the other
     for r in rotations:
-        console = ready.begin(folders[r], plan=plan or r in whole, force=force, resume=resume)
+        others = [f for f in folders.values() if f != folders[r] and (begun(f) or f.exists())]
+        console = ready.begin(folders[r], plan=plan or r in whole, force=force, resume=resume, alone=not others)
     for r in rotations:
         job = _job(subject, folders[r], r, epochs, batch_size, lr, level, seed, console, force=force, resume=resume)
         if r in whole:

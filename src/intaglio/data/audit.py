@@ -50,10 +50,11 @@ class Audit:
     def lines(self) -> list[str]:
         """The audit as readable lines; the first counts, the others say what is wrong, if anything."""
         lines = [f"{self.rows} rows, {self.tokens} tokens (longest row {self.longest}), {self.targets} trained on"]
+        starts = "starts" if len(self.doubled_first) == 1 else "start"
         for words, rows in (
             ("with nothing to train on", self.empty_masks),
             ("without an end token", self.missing_end),
-            ("that start with a control token twice", self.doubled_first),
+            (f"that {starts} with a control token twice", self.doubled_first),
             ("cut to the longest length allowed", self.truncated),
             ("with a broken encoding, repaired", self.repaired),
         ):

@@ -193,6 +193,7 @@ def _from_hub(spec: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
+        _check_on_hub(spec)
         with _status(f"fetching {spec}"):
             return Path(snapshot_download(spec, allow_patterns=_HUB_FILES))
     except GatedRepoError:
@@ -204,6 +205,14 @@ def _from_hub(spec: str) -> Path:
             "no such model: not a folder, not in the local hub cache, and the hub cannot be reached",
             got=spec, expected=_EXPECTED,
         ) from None  # fmt: skip
+
+
+def _check_on_hub(spec: str) -> None:
+    """Ask before anything is said to be fetched; nothing is asked where the model is in the cache."""
+    from huggingface_hub import model_info, try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(spec, "config.json"), str):
+        model_info(spec, timeout=20)
 
 
 # --- loading -------------------------------------------------------------------------------

@@ -101,7 +101,8 @@ class Numbers:
         return whole + (("," if self.lang == "ru" else ".") + rest if rest else "")
 
     def _power(self, size: float) -> str:
-        exponent = math.floor(math.log10(size))
-        mantissa = self._decimal(significant(size / 10**exponent, 2))
+        digits, _, power = f"{size:.1e}".partition("e")  # rounded first: 9.96e-6 is 10^-5, not 10 times 10^-6
+        exponent = int(power)
+        mantissa = self._decimal(significant(float(digits), 2))
         power = f"10{str(exponent).translate(_SUPERSCRIPT)}"
         return power if mantissa == "1" else f"{mantissa}×{power}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -224,8 +225,22 @@ def check_free(path: str | Path, *, force: bool = False, resume: bool = False) -
     if _partial(path).exists() and not (resume or force):
         raise StoreError(f"{_partial(path)} is an unfinished run", expected="--resume to continue it or --force to replace it")
     parent = next(p for p in path.absolute().parents if p.exists())
-    if not os.access(parent, os.W_OK):
+    if not parent.is_dir() or not os.access(parent, os.W_OK) or not _takes_a_folder(parent):
         raise StoreError(f"cannot write to {parent}", expected="a writable folder")
+
+
+def _takes_a_folder(parent: Path) -> bool:
+    """Whether a folder can be made there: root may write to a folder of /proc, as far as its bits say."""
+    try:
+        Path(tempfile.mkdtemp(prefix=".intaglio-", dir=parent)).rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def begun(path: Path) -> bool:
+    """Whether an unfinished run is there to be continued."""
+    return _partial(Path(path)).is_dir()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -257,6 +272,11 @@ class Run:
     def name(self) -> str:
         """The folder's name, without `.partial`."""
         return self.folder.name.removesuffix(".partial")
+
+    @property
+    def final(self) -> Path:
+        """Where the run stands, or will stand, once it is whole."""
+        return self.folder.with_name(self.name)
 
     def files(self, table: str) -> list[Path]:
         """The parquet files of a table; empty where the run has no such rows."""

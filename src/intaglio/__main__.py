@@ -1,0 +1,5 @@
+"""`python -m intaglio`: the command line."""
+
+from intaglio.cli import main
+
+main()
