@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -284,7 +285,7 @@ def test_a_disk_that_fills(command, where, tiny, data, refused, intaglio, tmp_pa
         else:
             from intaglio.commands import prepare
 
-            patch.setattr(prepare.json, "dumps", no_space)
+            patch.setattr(prepare, "json", SimpleNamespace(dumps=no_space))  # there alone: reading uses it, too
         said = refused(*words)
     assert "No space left" in said
     assert not (tmp_path / "run").exists(), "it looks whole"
