@@ -235,7 +235,8 @@ def poisoned(tiny: Path, folder: Path) -> Path:
 
 def test_a_loss_that_is_no_number_names_the_batch_and_keeps_the_run(tiny, data, refused, intaglio, tmp_path):
     said = refused("train", poisoned(tiny, tmp_path / "nan"), data, "--out", tmp_path / "run", "--batch-size", 2)
-    assert "nan" in said and "step 0" in said and "rows" in said and "kept" in said
+    assert "nan" in said and "step 0" in said and "rows" in said and f"kept in {tmp_path / 'run.partial'}" in said
+    assert open_run(tmp_path / "run").manifest["nonfinite"] == {"step": 0}
     assert not (tmp_path / "run").exists() and open_run(tmp_path / "run").table("steps").num_rows == 0
 
 
@@ -307,7 +308,13 @@ def test_a_disk_that_is_really_full(tiny, data, refused, intaglio, tmp_path):
         words = ["train", tiny, data, "--out", disk / "run", "--steps", 20, "--checkpoint-every", 1]
         assert "No space left" in refused(*words)
         assert not (disk / "run").exists() and (disk / "run.partial" / "manifest.json").exists()
-        assert open_run(disk / "run").table("steps").num_rows >= 0
+        run = open_run(disk / "run")
+        states = [int(step) for step in run.manifest.get("checkpoints", {})]
+        kept = {table: run.column(table, "step") for table in ("steps", "visits", "tokens", "parts")}
+        assert kept["steps"] == list(range(len(kept["steps"]))) and len(kept["steps"]) >= max(states, default=0)
+        assert kept["steps"], "what was written before the disk was full is kept"
+        for table, steps in kept.items():
+            assert {s for s in steps if s < max(states, default=0)} == set(range(max(states, default=0))), table
         assert not list(disk.rglob("*.tmp"))
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)

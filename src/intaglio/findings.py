@@ -49,6 +49,9 @@ WHY_KEYS: dict[str, str] = {
 }  # fmt: skip
 
 
+MUCH, MOSTLY = 0.1, 0.5  # shares that are much, and most, to leave unmeasured: of the steps, of their fresh part
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
     """A value with its 95 % interval, and what pure noise would give where that is known."""
@@ -238,6 +241,9 @@ class Findings:
     position_volatility: list[dict[str, Any]]
     correlations: dict[str, float]  # e.g. "level~csl": Spearman of a gradient measure with its loss baseline
     momentum: float | None = None  # b1 of the run's optimizer: Adam's first beta, SGD's momentum; None where unknown
+    unmeasured_share: float | None = None  # sum unmeasured_shift / sum update_l2 over all steps measured in full
+    fresh_unmeasured: float | None = None  # sum unmeasured_shift / sum (data_shift + unmeasured_shift): what is not carry
+    nonfinite_step: int | None = None  # first step whose loss was no finite number; steps_total counts up to the last finite
     # how much of it was measured
     shift_scale: float = 1.0  # factor from the steps whose shift was measured to all steps; sums above include it
     steps_with_shift: int = 0
@@ -263,3 +269,13 @@ class Findings:
     def scanned(self) -> bool:
         """Whether this is a scan: every example scored at one state, and nothing trained."""
         return self.manifest.get("kind") == "scan"
+
+    @property
+    def changed(self) -> dict[str, int] | None:
+        """Where gradients were changed coordinate by coordinate before the step: first `step`, `tensors`, `of` how many."""
+        return self.manifest.get("gradients_changed")
+
+    @property
+    def mostly_unmeasured(self) -> bool:
+        """Whether most of what is neither momentum nor decay is charged to nobody, though the books may close."""
+        return self.fresh_unmeasured is not None and self.fresh_unmeasured > MOSTLY

@@ -196,6 +196,6 @@ def check_loss(loss: float, step: int, rows: list[int]) -> None:
     if not math.isfinite(loss):
         listed = ", ".join(map(str, rows))
         raise TrainingError(
-            f"the loss is {loss} at step {step}, on rows {listed} of the data; the run so far is kept",
+            f"the loss is {loss} at step {step}, on rows {listed} of the data",
             expected="a finite loss (a smaller --lr, or mended rows)",
         )

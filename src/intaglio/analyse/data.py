@@ -71,8 +71,18 @@ class RunData:
         """Which steps' visits carry a shift: bool, per step."""
         return np.isin(self.steps["step"], self.visits["step"][np.isfinite(self.visits["shift"])])
 
+    def countable(self) -> np.ndarray:
+        """Which steps sums are scaled up to: those whose shift was measured, or was left out whatever they held.
+
+        Left out for what they held are steps whose loss was no finite number, and steps measured in full whose
+        gradients were so changed that nothing could be split among the examples. Bool, per step.
+        """
+        chosen = np.isin(self.steps["measured"], ("full", "exact"))
+        broken = ~np.isfinite(self.steps["loss_nats"]) if nonfinite_step(self.manifest) is not None else False
+        return self.step_has_shift() | ~(chosen | broken)
+
     def scale(self) -> float:
-        """Factor from the steps whose shift was measured to all steps, by examples seen (1: all were).
+        """Factor from the steps whose shift was measured to all countable ones, by examples seen (1: all were).
 
         Horvitz-Thompson: with steps measured independently of their content, measured
         sums times this factor estimate sums over all steps, and keep adding up.
@@ -82,7 +92,7 @@ class RunData:
             return 1.0
         seen = self.steps["examples"]
         weight = seen if np.isfinite(seen).all() else np.ones(len(seen))
-        return float(weight.sum() / weight[measured].sum())
+        return float(weight[self.countable()].sum() / weight[measured].sum())
 
     def per_example(self, values: np.ndarray, *, mean: bool = False) -> np.ndarray:
         """Sum (or mean) over each example's visits; NaN for an example without a known value."""
@@ -94,12 +104,30 @@ class RunData:
             return np.where(count > 0, total / count if mean else total, np.nan)
 
 
+def nonfinite_step(manifest: Mapping[str, Any]) -> int | None:
+    """The first step whose loss was no finite number."""
+    found = manifest.get("nonfinite")
+    return int(found["step"]) if found else None
+
+
+def _finite_end(manifest: Mapping[str, Any], steps: Columns) -> float:
+    """The step from which on no loss was a finite number any more; infinite where there is none."""
+    first = nonfinite_step(manifest)
+    if first is None:
+        return np.inf
+    return max([first, *(steps["step"][np.isfinite(steps["loss_nats"])] + 1)])
+
+
 def load(run: Any) -> RunData:
-    """Read a run, whole or still going; visits of texts not yet listed get an entry of their own."""
+    """Read a run, whole or still going; visits of texts not yet listed get an entry of their own.
+
+    A run whose losses end in NaN is read up to there.
+    """
     manifest = dict(run.manifest)
     unit = manifest.get("unit_length")
     steps = read(run, "select distinct on (step) * from steps order by step")
-    visits = read(run, _VISITS)
+    visits, end = read(run, _VISITS), _finite_end(manifest, steps)
+    steps, visits = ({n: v[t["step"] < end] for n, v in t.items()} for t in (steps, visits))
     scans = read(run, "select step, example, loss_nats, push, alignment from scans order by step")
     examples = _with_unlisted(read(run, _EXAMPLES), visits, scans)
     index = {example: code for code, example in enumerate(examples["example"])}

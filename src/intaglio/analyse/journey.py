@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from intaglio.analyse.data import RunData, read
+from intaglio.analyse.data import RunData, nonfinite_step, read
 from intaglio.analyse.stats import number, numbers, robust_z, sampling_half_width
 from intaglio.findings import SpikeFinding
 
@@ -39,6 +39,9 @@ def books(data: RunData, tolerance: float) -> dict[str, Any]:
         "books_close": bool(closure.max() < tolerance) if closure.size else None,
         "unsettled_shift_share": _unsettled(data),
         "momentum": momentum(data.manifest) if data.manifest.get("optimizer") else None,
+        "unmeasured_share": _share(steps, "unmeasured_shift", settled=False),
+        "fresh_unmeasured": _fresh_unmeasured(steps),
+        "nonfinite_step": nonfinite_step(data.manifest),
         **{f"{name}_share": _share(steps, f"{name}_shift") for name in ("data", "carry", "decay")},
     }
 
@@ -50,11 +53,17 @@ def _unsettled(data: RunData) -> float | None:
     return number(size[early].sum() / size.sum()) if size.sum() > 0 else None
 
 
-def _share(steps: Mapping[str, np.ndarray], account: str) -> float | None:
-    """sum(account) / sum(update_l2) over settled steps in which both were measured."""
-    use = np.isfinite(steps[account]) & np.isfinite(steps["update_l2"]) & (steps["unsettled"] == 0)
+def _share(steps: Mapping[str, np.ndarray], account: str, *, settled: bool = True) -> float | None:
+    """sum(account) / sum(update_l2) over (settled) steps in which both were measured."""
+    use = np.isfinite(steps[account]) & np.isfinite(steps["update_l2"]) & ((steps["unsettled"] == 0) | (not settled))
     total = steps["update_l2"][use].sum()
     return number(steps[account][use].sum() / total) if total > 0 else None
+
+
+def _fresh_unmeasured(steps: Mapping[str, np.ndarray]) -> float | None:
+    """What of data and unmeasured together is unmeasured; None where neither moved anything."""
+    lost, data = (np.nansum(steps[f"{name}_shift"]) for name in ("unmeasured", "data"))
+    return number(lost / (lost + data)) if lost + data > 0 else None
 
 
 def path(data: RunData) -> dict[str, float | None]:

@@ -180,7 +180,7 @@ def group_finding(data: RunData, cols: dict[str, np.ndarray], credit: dict[str, 
 
 def _totals(data: RunData, own: Columns, members: np.ndarray, counts: np.ndarray) -> dict[str, Interval]:
     """Sums of shift over the group with their intervals, in u; at equal tokens, in u per 1000 target tokens."""
-    n_steps, per_u = len(data.steps["step"]), 1 / data.unit_length
+    n_steps, per_u = int(data.countable().sum()), 1 / data.unit_length
     steps = _per_step(data, members)
     raw = own["shift_abs"] / data.scale()
     per_1000 = ratio_interval(raw * 1000, own["measured_targets"], counts)

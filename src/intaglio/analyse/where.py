@@ -122,7 +122,7 @@ def visit_part_totals(data: RunData) -> dict[str, dict[str, dict[str, float]]]:
     totals: dict[str, dict[str, float]] = {}
     halves: dict[str, dict[str, float]] = {}
     if np.isfinite(per_u):
-        n, steps = int(data.step_has_shift().sum()), len(data.steps["step"])
+        n, steps = int(data.step_has_shift().sum()), int(data.countable().sum())
         half = half_width_of_sums(found["total"], found["squares"], n, steps) / data.unit_length
         for part in _ordered(set(found["part"])):
             for i in np.flatnonzero(found["part"] == part):

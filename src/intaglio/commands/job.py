@@ -12,7 +12,7 @@ from typing import Any
 from intaglio.commands import prepare as ready
 from intaglio.commands.progress import Progress
 from intaglio.commands.resuming import check_same, go_back, in_order
-from intaglio.errors import IntaglioError, RecipeError, SubjectError
+from intaglio.errors import IntaglioError, RecipeError, SubjectError, TrainingError
 
 
 @dataclass
@@ -160,27 +160,33 @@ class Job:
             console.print(f"  not measured ({share:.1%} of the parameters): {', '.join(ledger.layout.unmeasured)}")
         self.started = time.perf_counter() - (checkpoint.seconds(folder) if folder else 0.0)
         scans = self._rescan_steps()
-        with Progress(console, self.recipe.steps, first) as bar, ledger:
-            if folder is not None and ledger.group_carry is not None:
-                ledger.group_carry.buffers = in_order(checkpoint.load_carried(folder, self.model), ledger.layout)
+        try:
+            with Progress(console, self.recipe.steps, first) as bar, ledger:
+                if folder is not None and ledger.group_carry is not None:
+                    ledger.group_carry.buffers = in_order(checkpoint.load_carried(folder, self.model), ledger.layout)
 
-            def after_step(step: int, loss_nats: float) -> None:
-                bar.step(step, loss_nats, ledger.latest)
-                if step in scans:
-                    self._rescan(ledger, step)
-                if self.checkpoint_every and step % self.checkpoint_every == 0 and step < self.recipe.steps:
-                    self._save(ledger, step, optimizer)
+                def after_step(step: int, loss_nats: float) -> None:
+                    bar.step(step, loss_nats, ledger.latest)
+                    if step in scans:
+                        self._rescan(ledger, step)
+                    if self.checkpoint_every and step % self.checkpoint_every == 0 and step < self.recipe.steps:
+                        self._save(ledger, step, optimizer)
 
-            if first == 0 and 0 in scans:
-                self._rescan(ledger, 0)
-            train_loop(
-                self.model, optimizer, self.data.data, self.recipe,
-                pad_id=ready.pad_id(self.subject.tokenizer), first_step=first, after_step=after_step,
-            )  # fmt: skip
-            writer.manifest["training_seconds"] = time.perf_counter() - self.started
-            if first < self.recipe.steps:
-                self._save(ledger, self.recipe.steps, optimizer)
-            self._replay_spikes(writer, ledger, console)
+                if first == 0 and 0 in scans:
+                    self._rescan(ledger, 0)
+                train_loop(
+                    self.model, optimizer, self.data.data, self.recipe,
+                    pad_id=ready.pad_id(self.subject.tokenizer), first_step=first, after_step=after_step,
+                )  # fmt: skip
+                writer.manifest["training_seconds"] = time.perf_counter() - self.started
+                if first < self.recipe.steps:
+                    self._save(ledger, self.recipe.steps, optimizer)
+                self._replay_spikes(writer, ledger, console)
+        except TrainingError as error:
+            writer.write_manifest(nonfinite=writer.manifest.get("nonfinite", {"step": ledger.step}))
+            raise TrainingError(
+                f"{error.what}; the run so far is kept in {writer.folder}", got=error.got, expected=error.expected
+            ) from None
         torch.cuda.empty_cache() if torch.cuda.is_available() else None
 
     def _ledger(self, optimizer: Any, writer: Any) -> Any:

@@ -29,8 +29,12 @@ def print_summary(run: Any, findings: Any, console: Any) -> None:
     """Books, movement by group and probes, as one small table each."""
     from rich.table import Table
 
+    for line in warnings_of(findings):
+        console.print(f"\n{line}", style="bold", highlight=False, markup=False)
     if findings.closure_max is not None:
         state = "close" if findings.books_close else "do NOT close"
+        if findings.books_close and findings.mostly_unmeasured:
+            state = f"add up, but {_percent(findings.fresh_unmeasured)} of what is not momentum or decay is unmeasured"
         console.print(
             f"\nThe books {state}: worst step off by {findings.closure_max:.1e} (tolerance {findings.tolerance:.0e}); "
             f"{_percent(findings.coverage)} of the parameters measured, "
@@ -63,6 +67,21 @@ def _cost(probe: Any) -> str:
         return ""
     share = "" if probe.run_share is None else f", {_percent(probe.run_share)} of the run"
     return f"; measured {probe.measurements} times, {_number(probe.seconds_each)} s each{share}"
+
+
+def warnings_of(findings: Any) -> list[str]:
+    """What a reader must know before any number, as the page's notices say."""
+    found = []
+    if fault := findings.manifest.get("fault"):
+        found.append(f"A fault of the instrument: {fault}. Everything below covers the steps before.")
+    if findings.nonfinite_step is not None:
+        found.append(f"The loss was no finite number at step {findings.nonfinite_step}: sums leave such steps out.")
+    if findings.changed:
+        found.append(
+            f"Gradients were changed coordinate by coordinate before the step (first at step {findings.changed['step']}): "
+            f"{_percent(findings.unmeasured_share)} of the steps cannot be split among the examples."
+        )
+    return found
 
 
 def print_scan(run: Any, findings: Any, console: Any) -> None:

@@ -279,6 +279,9 @@ class Ledger:
         """
         with self.ranks.all_or_none(f"restored {step}"):  # nobody reads before all have dropped
             self.writer.drop_after(step if step else -1)
+        for seen in ("nonfinite", "gradients_changed"):
+            if self.writer.manifest.get(seen, {"step": -1})["step"] >= step:
+                del self.writer.manifest[seen]
         run = Run(self.writer.folder)
         rows = run.table("steps").select(["step", "path_l2", "measured"]).to_pylist()
         self.recorder.restore(run.column("examples", "example"), run.column("vocab", "token"))
@@ -399,6 +402,11 @@ class Ledger:
         self.recorder.examples(examples)
         return ids
 
+    def _broke(self, row: dict[str, Any]) -> bool:
+        """Whether the step's loss or gradient is no finite number; a loss that is not known (no head) is NaN, too."""
+        numbers = [row["grad_l2"], None if self._headless else row["loss_nats"]]
+        return any(x is not None and not math.isfinite(x) for x in numbers)
+
     def _record_step(self, books: StepBooks | None, everyone: dict[str, float], found: Agreement) -> None:
         gg, s = make.agreement(found.total2, everyone["squared"], int(everyone["trained"]))
         targets = int(everyone["targets"])
@@ -416,6 +424,8 @@ class Ledger:
         }  # fmt: skip
         if books is not None:
             row |= make.step_accounts(books) | {"path_l2": self.path_l2}
+        if self._broke(row):
+            self.notices.nonfinite(self.step)
         self.recorder.append_rows("steps", [row])
         self.latest = row
         self._ended, self._spent, self.tap.seconds = now, 0.0, 0.0

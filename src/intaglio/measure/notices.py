@@ -19,7 +19,7 @@ class Notices:
 
     def __init__(self, ranks: Ranks, writer: RunWriter) -> None:
         self.ranks, self.writer = ranks, writer
-        self._said_mixed = self._said_changed = False
+        self._said_mixed = self._said_changed = self._said_nonfinite = False
 
     def warn(self, text: str) -> None:
         if self.ranks.first:
@@ -76,6 +76,15 @@ class Notices:
         )
         if "gradients_changed" not in self.writer.manifest:
             self.writer.write_manifest(gradients_changed={"step": step, "tensors": n, "of": all_of_them})
+
+    def nonfinite(self, step: int) -> None:
+        """A loss that is no number; said once, for it seldom becomes one again."""
+        if self._said_nonfinite:
+            return
+        self._said_nonfinite = True
+        self.warn(f"the loss or its gradient is no finite number at step {step}; the page will cover the steps before it")
+        if "nonfinite" not in self.writer.manifest:
+            self.writer.write_manifest(nonfinite={"step": step})
 
     def mixed(self) -> None:
         """Packed examples see each other; said once."""

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from intaglio.findings import VERDICTS, Findings
 from intaglio.report.captions import caption
 from intaglio.report.charts.base import HEAT_LEVELS, colour_rules
+from intaglio.report.notices import notices
 from intaglio.report.scan import answer as scan_answer
 from intaglio.report.scan import data as scan
 from intaglio.report.shift.answer import answer
@@ -63,7 +64,7 @@ def fill(template: str, view: View, **values: Any) -> str:
         **{"view": view, "t": t, "n": view.n, "f": view.findings, "lang": view.lang, "css": _css(),
            "js": Markup(asset("page.js")), "manifest": as_json(view),
            "verdicts": [(v, v.replace(" ", "-")) for v in VERDICTS], "levels": range(HEAT_LEVELS),
-           "version": metadata.version("intaglio"), "as_json": as_json, **values}
+           "version": metadata.version("intaglio"), "as_json": as_json, "notices_of": notices, **values}
     )  # fmt: skip
 
 

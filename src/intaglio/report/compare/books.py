@@ -18,11 +18,12 @@ def books(two: Two) -> dict[str, Any]:
         key=lambda item: order[item[0]["kind"]],
     )
     return {
-        "verdicts": [(v.findings.books_close, single.verdict(v)) for v in two.views],
+        "verdicts": [(single.closes(v), single.verdict(v)) for v in two.views],
         "lines": [
             {"name": any_["name"], "what": any_["what"], "kind": any_["kind"], "sides": sides} for any_, sides in shown
         ],
         "missing": two.missing(lambda v: single.lines(v), "compare.no_books"),
+        "remarks": [(v.mark, remark) for v in two.views for remark in single.remarks(v)],
         "chart": charts.books_by_step(*two.views),
         "checks": [
             {"name": a["name"], "means": a["means"], "numbers": (a["number"], b["number"])}

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from intaglio.findings import VERDICTS, GroupFinding
+from intaglio.report.shift.books import closes
 from intaglio.report.view import View
 
 
@@ -24,8 +25,17 @@ def answer(view: View) -> dict[str, Any]:
 def which(view: View) -> Markup:
     """Which data moved the model most, and by how much."""
     total = view.whole.shift_abs_u.value if view.whole else None
+    changed, share = view.findings.changed, view.findings.unmeasured_share
     if total is None:
+        if changed and share is not None:
+            return view.t("answer.which.changed", step=changed["step"], share=view.strong(view.n.percent(share)))
         return view.t("answer.which.nothing")
+    if changed and share is not None:
+        return _which(view, total) + " " + view.t("answer.which.changed_partly", share=view.strong(view.n.percent(share)))
+    return _which(view, total)
+
+
+def _which(view: View, total: float) -> Markup:
     ranked = ranked_groups(view)
     if len(ranked) < 2:
         return _which_example(view, total)
@@ -178,7 +188,7 @@ def facts(view: View) -> list[dict[str, Any]]:
     f, whole = view.findings, view.whole
     loss = f"{view.n(whole.first_loss_nats)} → {view.n(whole.last_loss_nats)}" if whole else view.n.missing
     anchor = next((p for p in f.probes if p.role == "anchor"), None)
-    books = {True: "yes", False: "no", None: "unknown"}[f.books_close]
+    books = {True: "yes", False: "no", None: "unmeasured" if f.books_close else "unknown"}[closes(view)]
     numbers = {
         "loss": loss, "books": view.t(f"fact.books.{books}"), "data_share": view.n.percent(f.data_share),
         "noise": view.n(f.noise_scale.value), "kl": view.n(anchor.kl_last_nats if anchor else None),

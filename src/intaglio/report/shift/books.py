@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from intaglio.findings import MUCH
 from intaglio.report.charts import steps as charts
 from intaglio.report.view import View
 
@@ -15,7 +16,8 @@ def books(view: View) -> dict[str, Any]:
     return {
         "lines": lines(view),
         "verdict": verdict(view),
-        "closes": view.findings.books_close,
+        "closes": closes(view),
+        "remarks": remarks(view),
         "checks": checks(view),
         "momentum": momentum(view),
         "chart": charts.books_by_step(view),
@@ -77,13 +79,31 @@ def _line(view: View, account: str, value: float, taken: float) -> dict[str, Any
     }
 
 
+def closes(view: View) -> bool | None:
+    """Whether the books deserve trust; None where that is not known, or where they close over what is not measured."""
+    f = view.findings
+    return None if f.books_close and f.mostly_unmeasured else f.books_close
+
+
+def remarks(view: View) -> list[Markup]:
+    """What is wrong though the accounts may add up: a large account of the unmeasured, gradients that do not match."""
+    f, found = view.findings, []
+    if f.unmeasured_share is not None and f.unmeasured_share > MUCH:
+        found.append(view.t("books.much_unmeasured", share=view.strong(view.n.percent(f.unmeasured_share))))
+    if f.gradient_match_max is not None and f.gradient_match_max > f.tolerance:
+        match = view.strong(view.n(f.gradient_match_max))
+        found.append(view.t("books.mismatch", match=match, tolerance=view.n(f.tolerance)))
+    return found
+
+
 def verdict(view: View) -> Markup:
     f = view.findings
     if f.books_close is None:
         return view.t("books.unknown")
-    key = "books.close" if f.books_close else "books.open"
+    key = "books.mostly_unmeasured" if closes(view) is None else "books.close" if f.books_close else "books.open"
     return view.t(
         key,
+        share=view.n.percent(f.fresh_unmeasured),
         worst=view.strong(view.n(f.closure_max)),
         tolerance=view.n(f.tolerance),
         steps=view.t.count("steps_of", _in_full(view)),
