@@ -90,11 +90,13 @@ LINES = [
     ("change of general behaviour {kl} KL on", "изменение общего поведения {kl} KL на"),
     ("by at most {worst} of its length; 1e-4 is allowed", "не больше чем на {worst} его длины; допуск — 1e-4"),
     ("Data this step's examples, signed, summed {data} {data_share%} Carry momentum carried over from earlier steps {carry} "
-     "{carry_share%} Decay weight decay {decay} {decay_share%} Unmeasured parameters that are not measured 0 0% Rounding what "
+     "{carry_share%} Decay weight decay {decay} {decay_share%} Unmeasured parameters that are not measured, "
+     "and gradients changed coordinate by coordinate 0 0% Rounding what "
      "the precision of the weights swallowed {rounding} {rounding_share%} Sum of accounts computed from the formulas {sum} "
      "{sum_share%} Step taken measured on the weights themselves {taken} 100% Difference sum less step {off} {off_share%}",
      "Данные примеры этого шага, сумма со знаком {data} {data_share%} Импульс перенесён с прежних шагов {carry} "
-     "{carry_share%} Затухание weight decay {decay} {decay_share%} Неизмеренное параметры, которые не измеряются 0 0% "
+     "{carry_share%} Затухание weight decay {decay} {decay_share%} Неизмеренное "
+     "неизмеряемые параметры и градиенты, изменённые покоординатно 0 0% "
      "Округление что поглотила точность хранения весов {rounding} {rounding_share%} Сумма статей вычислена по формулам {sum} "
      "{sum_share%} Сделанный шаг измерен на самих весах {taken} 100% Расхождение сумма минус шаг {off} {off_share%}"),
     ("median / worst {closure} / {worst} |", "медиана / максимум {closure} / {worst} |"),
