@@ -217,6 +217,41 @@ def test_momentum_by_group_adds_up_to_the_carry(tiny, data, tmp_path):
         assert split.get(step, 0.0) == pytest.approx(value, abs=1e-6 * max(1.0, abs(value)))
 
 
+@pytest.mark.parametrize("steps", [14, 6])
+def test_the_page_says_whose_earlier_gradients_the_steps_carried(steps, tiny, data, tmp_path):
+    from intaglio.analyse import analyse_run
+    from intaglio.report import render
+    from intaglio.report.numbers import Numbers
+    from reader import Reader
+
+    run = train(tiny, data, tmp_path / "run", group_momentum=True, steps=steps)
+    settled = {r["step"]: r["update_l2"] for r in rows(run, "steps") if steps < 10 or not r["unsettled"]}
+    shares: dict[str, float] = {}
+    for r in rows(run, "group_carry"):
+        shares[r["group"]] = shares.get(r["group"], 0.0) + r["carry_shift"] * (r["step"] in settled)
+    shares = {group: carry / sum(settled.values()) for group, carry in shares.items()}
+    findings = analyse_run(run)
+    assert findings.group_carry == pytest.approx(shares) and findings.group_carry_settled == (steps > 10)
+    if steps > 10:
+        assert sum(shares.values()) == pytest.approx(findings.carry_share, abs=1e-5)
+    for lang in ("en", "ru"):
+        text = " ".join(Reader(render(findings, lang=lang)).text.split())
+        part = text.split("--group-momentum", 1)[1][:400]
+        for group in ("a", "b"):
+            assert f"{group}{Numbers(lang).percent(shares[group])}".replace("\u00a0", " ") in part
+    plain = train(tiny, data, tmp_path / "plain", steps=2)
+    assert not analyse_run(plain).group_carry and 'id="carried"' not in render(analyse_run(plain))
+
+
+def test_momentum_by_group_needs_groups(tiny, tmp_path):
+    from intaglio.errors import RecipeError
+
+    data = write_jsonl(tmp_path / "d.jsonl", [{"text": "the cat sat"}, {"text": "a dog ran"}])
+    with pytest.raises(RecipeError, match="`group` column, and this data has none"):
+        train(tiny, data, tmp_path / "run", group_momentum=True)
+    assert not list(tmp_path.glob("run*"))
+
+
 @pytest.mark.parametrize("options", [dict(lora=2), dict(level="norms"), dict(every=2)])
 def test_momentum_by_group_is_refused_where_it_cannot_be_and_leaves_nothing(options, tiny, data, tmp_path):
     from intaglio.errors import IntaglioError

@@ -244,6 +244,10 @@ class Findings:
     unmeasured_share: float | None = None  # sum unmeasured_shift / sum update_l2 over all steps measured in full
     fresh_unmeasured: float | None = None  # sum unmeasured_shift / sum (data_shift + unmeasured_shift): what is not carry
     nonfinite_step: int | None = None  # first step whose loss was no finite number; steps_total counts up to the last finite
+    # --group-momentum: group -> its earlier gradients' share of the steps' length; "(earlier)": momentum that stood before
+    # the run, "(decay)": weight decay inside the momentum, "(changed)": gradients changed before a step
+    group_carry: dict[str, float] = field(default_factory=dict)
+    group_carry_settled: bool = True  # false: no step had settled, the shares are of all measured steps
     # how much of it was measured
     shift_scale: float = 1.0  # factor from the steps whose shift was measured to all steps; sums above include it
     steps_with_shift: int = 0

@@ -66,6 +66,25 @@ def _fresh_unmeasured(steps: Mapping[str, np.ndarray]) -> float | None:
     return number(lost / (lost + data)) if lost + data > 0 else None
 
 
+def group_carry(data: RunData) -> dict[str, Any]:
+    """Whose earlier gradients the steps carried: per group, sum of its carry over sum of `update_l2`, settled steps.
+
+    Where no step has settled, all steps whose carry was split stand in.
+    """
+    found = read(data.run, """select "group", step, carry_shift from group_carry where carry_shift is not null""")
+    steps = data.steps
+    split = np.isin(steps["step"], found["step"]) & np.isfinite(steps["update_l2"])
+    settled = split & (steps["unsettled"] == 0)
+    use = settled if settled.any() else split
+    length = steps["update_l2"][use].sum()
+    if not length > 0:
+        return {"group_carry": {}, "group_carry_settled": True}
+    inside = np.isin(found["step"], steps["step"][use])
+    names = np.array([g or "" for g in found["group"]], dtype=object)
+    shares = {str(g): float(found["carry_shift"][inside & (names == g)].sum() / length) for g in sorted(set(names))}
+    return {"group_carry": shares, "group_carry_settled": bool(settled.any())}
+
+
 def path(data: RunData) -> dict[str, float | None]:
     """Path, net (both in u) and tortuosity = path / net, with what a random walk would give.
 

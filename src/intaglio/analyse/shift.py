@@ -36,7 +36,7 @@ def analyse_run(run: Any, *, texts_for: int = 60, seed: int = 0) -> Findings:
         name=run.name, complete=bool(run.complete), manifest=dict(manifest), tolerance=tolerance,
         coverage=number(manifest.get("coverage")), unmeasured_names=tuple(manifest.get("unmeasured") or ()),
         unit_length=number(data.unit_length), shift_scale=data.scale(),
-        **journey.books(data, tolerance), **journey.path(data), **_together(data, seed=seed),
+        **journey.books(data, tolerance), **journey.group_carry(data), **journey.path(data), **_together(data, seed=seed),
         imitation_gap=verdict.imitation_gap(data, seen, cols["first_loss"], cols["last_loss"]),
         series=journey.series(data), spikes=journey.spikes(data),
         examples=sorted(examples, key=lambda e: -(e.shift_abs_u or 0.0)),

@@ -71,7 +71,30 @@ def groups(view: View) -> dict[str, Any]:
         "rows": [_group_row(view, g) for g in ([view.whole] if view.whole and view.groups else []) + shown if g],
         "verdicts": [verdict_stack(view, g) for g in shown],
         "starved": _starved(view),
+        "carried": carried(view),
     }
+
+
+def carried(view: View) -> list[dict[str, Any]]:
+    """Whose earlier gradients the steps carried: a line per group with --group-momentum, largest first; then the sum."""
+    shares = {name: v for name, v in view.findings.group_carry.items() if name in view.group_names or abs(v) >= 5e-4}
+    top = max((abs(v) for v in shares.values()), default=0)
+    if not top:
+        return []
+    ranked = sorted(shares.items(), key=lambda item: -item[1])
+    lines = [{"name": _carrier(view, name), "colour": view.group_colour(name) if name in view.group_names else None,
+              "share": view.n.percent(v), "negative": v < 0, "width": round(100 * abs(v) / top, 1)}
+             for name, v in ranked]  # fmt: skip
+    total = sum(view.findings.group_carry.values())
+    return [*lines, {"name": view.t("groups.carried_sum"), "colour": None, "share": view.n.percent(total),
+                     "negative": False, "width": 0}]  # fmt: skip
+
+
+def _carrier(view: View, name: str) -> str:
+    """A group's name, or words for what is carried without belonging to one."""
+    named = {"(earlier)": "groups.carried_earlier", "(decay)": "groups.carried_decay", "(changed)": "groups.carried_changed",
+             "": "word.none"}  # fmt: skip
+    return view.t(named[name]) if name in named else name
 
 
 def group_panels(view: View) -> list[tuple[str, Callable[[GroupFinding], Interval]]]:
