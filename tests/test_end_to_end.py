@@ -142,6 +142,24 @@ def auc(order: list[int], planted_rows: tuple[int, ...]) -> float:
     return 1 - (sum(places) - len(places) * (len(places) - 1) / 2) / pairs
 
 
+def table_of(page: str) -> dict[int, dict[str, float]]:
+    """The page's table of all examples: first data row -> its numbers by column."""
+    found = {}
+    keys = re.findall(r'<th scope="col" data-key="([^"]+)"[^>]* class="n"', page)
+    for line in re.findall(r'<tr id="e-\w+">.*?</tr>', page, re.S):
+        cells = re.findall(r'data-v="([^"]*)"', line)
+        row = int(re.search(r'data-tip="[^"]*? data rows (\d+)', line)[1])
+        found[row] = {key: float(v) for key, v in zip(keys, cells, strict=True) if v}
+    return found
+
+
+def listed(page: str, title: str) -> list[int]:
+    """The first data rows of the examples in one of the page's lists, in order."""
+    row_of = {e: int(r) for e, r in re.findall(r'<tr id="e-(\w+)">.*?data-tip="[^"]*? data rows (\d+)', page, re.S)}
+    part = page.split(f"<h3>{title}</h3>", 1)[1].split("<h3>", 1)[0]
+    return [row_of[e] for e in dict.fromkeys(re.findall(r'href="#e-(\w+)"', part))]
+
+
 @pytest.mark.real
 def test_what_was_planted_in_real_data_is_where_the_page_says(intaglio, tmp_path, capsys):
     """Ten seconds of training on the last two layers of the built-in model, with loss alone beside it.
@@ -171,7 +189,18 @@ def test_what_was_planted_in_real_data_is_where_the_page_says(intaglio, tmp_path
     assert [a, b] in open_run(run).table("examples").column("row").to_pylist()
     assert " = ".join(map(str, truth.canary)) in said, "the secret's rows are named as near duplicates"
 
-    findings, page = analyse_run(open_run(run)), visible((run / "report.html").read_text(encoding="utf-8"))
+    source = (run / "report.html").read_text(encoding="utf-8")
+    table, moved = table_of(source), listed(source, "Moved the model most")
+    by_loss = sorted(table, key=lambda row: -(table[row]["first"] + table[row]["last"]))
+    places = [row for row in by_loss if row not in others]
+    with capsys.disabled():
+        print(f"\n  on the page, by first + last loss: AUC {auc(places, truth.mislabelled):.2f}; under 'Moved the model most': "
+              f"{sum(row in truth.mislabelled for row in moved)} mislabelled of {len(moved)}", end="")  # fmt: skip
+    assert auc(places, truth.mislabelled) > 0.9, "the table of all examples, sorted by its losses, has them at its top"
+    share = lambda rows: sum(row in moved for row in rows) / len(rows)  # noqa: E731
+    assert share(truth.mislabelled) > 2 * share(truth.clean), "they stand in the list of what moved the model most"
+
+    findings, page = analyse_run(open_run(run)), visible(source)
     groups = {g.group: g for g in findings.groups}
     per_token = {name: g.shift_abs_u_per_1000_tokens.value for name, g in groups.items()}
     assert per_token["mislabelled"] > 1.3 * per_token["clean"], "wrong answers move the model more"
