@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import WORDS, save_subject, write_jsonl
+from conftest import save_subject, write_jsonl, write_words
 from intaglio.commands import train as command
 from intaglio.errors import RecipeError
 from intaglio.store.run import RunWriter, open_run
@@ -196,7 +196,7 @@ def _tokenizer(subject):
 def cut(tiny, tmp_path_factory) -> tuple[Path, Path, str]:
     """A run that was stopped after five steps, its data and its probe; tests see that it stays as it is."""
     folder = tmp_path_factory.mktemp("cut")
-    data = write_jsonl(folder / "data.jsonl", ({"text": t} for t in WORDS))
+    data = write_words(folder / "data.jsonl")
     probe = f"anchor={write_jsonl(folder / 'anchor.jsonl', [{'text': 'a cat ran'}])}"
     with pytest.MonkeyPatch.context() as patch:
         interrupted_at(patch, 5)
