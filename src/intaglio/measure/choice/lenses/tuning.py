@@ -1,0 +1,29 @@
+"""Pretraining against fine-tuning: the same tokens in two models of one tokenizer, token by token.  [torch]"""
+
+from __future__ import annotations
+
+from intaglio.measure.choice.decision import Decision
+from intaglio.measure.choice.lenses import Given, Measured, Skip
+from intaglio.measure.choice.pair import compare, kl_nats
+
+
+def measure(found: Decision, given: Given) -> Measured:
+    """What `compare` says of the decision, and for every token of the prompt both surprises and the KL there."""
+    if given.versus is None:
+        raise Skip("no_second")
+    other = given.versus
+    numbers, tables = compare(found, other)
+    log_p, log_q = (d.base.logits_BTV[0].double().log_softmax(-1) for d in (found, other))
+    kl_T = kl_nats(log_p, log_q)
+    rows = []
+    for i, kl in enumerate(kl_T.tolist()):
+        following = found.ids[i + 1] if i + 1 < len(found.ids) else found.target
+        ranks = [int((log[i] > log[i, following]).sum()) + 1 for log in (log_p, log_q)]
+        rows.append({
+            "position": i, "text": found.written(found.ids[i]), "next": found.written(following), "kl_nats": kl,
+            "surprise_a_nats": -float(log_p[i, following]), "surprise_b_nats": -float(log_q[i, following]),
+            "rank_a": ranks[0], "rank_b": ranks[1],
+        })  # fmt: skip
+    numbers["mean_kl_nats"] = float(kl_T.mean())
+    tables["tokens"] = rows
+    return Measured(numbers, tables)
