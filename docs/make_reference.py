@@ -17,7 +17,7 @@ from pathlib import Path
 import intaglio
 from intaglio import errors
 from intaglio.cli import COMMANDS
-from intaglio.tables import SCHEMA_VERSION, TABLES, Column, Table
+from intaglio.tables import SCHEMA_VERSION, TABLES, TRACE_TABLES, Column, Table
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/make_reference.py. Change the code, not this page. -->\n\n"
@@ -39,7 +39,12 @@ def tables_page() -> str:
         "`unit_length` of the run's `manifest.json` to have u, one millionth of the initial weights' length.\n\n"
     )
     index = "".join(f"- [`{t.name}`](#{t.name}): {t.means}\n" for t in TABLES.values())
-    return NOTE + head + index + "".join(_table(t) for t in TABLES.values())
+    trace = (
+        "\n# Tables of a trace\n\nWhat `intaglio why` measured on one decision; `Trace.table` reads them, "
+        "`--json` writes them.\n\n"
+        + "".join(f"- [`{t.name}`](#{t.name}): {t.means}\n" for t in TRACE_TABLES.values())
+    )
+    return NOTE + head + index + "".join(map(_table, TABLES.values())) + trace + "".join(map(_table, TRACE_TABLES.values()))
 
 
 def _table(table: Table) -> str:

@@ -49,5 +49,22 @@ addEventListener("load", () => setTimeout(() => {
   }
   const chip = $("[data-legend] button");
   if (chip) { chip.click(); seen.dim = !!$("svg.dim .on"); }
+  if ($(".river[data-top]")) {
+    const shown = () => all(".river [data-v]:not(.off)").length, slide = v => {
+      $("#threshold").value = v; $("#threshold").dispatchEvent(new Event("input")); return shown();
+    };
+    seen.edges = [slide(0), slide(40), slide(100)];
+    all("details[data-lens]").forEach(d => { d.open = true; });
+    seen.opened = all("details[data-lens][open]").length;
+    seen.open_width = document.documentElement.scrollWidth - innerWidth;
+    const frames = all(".river").map(svg => [svg, svg.getBoundingClientRect()]);
+    seen.open_clipped = frames.flatMap(([svg, frame]) => [...svg.querySelectorAll("text")].filter(
+      t => { const r = t.getBoundingClientRect(); return r.width && outside(r, frame); }).map(t => t.textContent));
+    if ($("#sampler")) {
+      const first = () => $("#sampled").textContent, before = first();
+      $("#s-temperature").value = 2; $("#s-temperature").dispatchEvent(new Event("input"));
+      seen.sampled = before !== first();
+    }
+  }
   seen.faults = window.faults; document.title = "SEEN" + JSON.stringify(seen);
 }, 60));

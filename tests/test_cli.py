@@ -108,7 +108,8 @@ def test_reading_a_run_loads_no_torch():
 
 
 def test_the_exports_are_exact_and_each_is_there():
-    assert intaglio.__all__ == ["IntaglioError", "Ledger", "LedgerCallback", "Run", "__version__", "open_run"]
+    exported = ["IntaglioError", "Ledger", "LedgerCallback", "Run", "Trace", "__version__", "open_run", "why"]
+    assert intaglio.__all__ == exported
     assert dir(intaglio) == sorted(intaglio.__all__)
     for name in intaglio.__all__:
         found = getattr(intaglio, name)

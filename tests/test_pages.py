@@ -88,3 +88,29 @@ def test_one_example_lights_up_in_both_runs(pages, tmp_path):
     seen = visit(pages["compare-en"], tmp_path, 1440)
     assert seen["twins"] >= 3  # in A's map, in B's and in A against B
     assert seen["down"] and seen["up"] and seen["dim"]
+
+
+@pytest.fixture(scope="module")
+def decisions(tmp_path_factory) -> dict[str, str]:
+    """Pages of real decisions of a tiny model: one with everything, one of Russian letters."""
+    from conftest import save_subject
+    from intaglio.choice import why
+    from intaglio.model.subject import load_subject
+
+    subject = load_subject(save_subject(tmp_path_factory.mktemp("page") / "subject"))
+    long = "the cat sat on a red mat, and the dog ran far away <b>&amp;"
+    trace = why(subject, long, against="a", versus=subject, versus_prompt="one " + long, corpus=long)
+    cyrillic = why(subject, "Кот на окне", effects=False)
+    return {f"{name}-{lang}": t.to_html(lang=lang) for name, t in (("long", trace), ("кот", cyrillic)) for lang in ("en", "ru")}
+
+
+@pytest.mark.parametrize("width", [1440, 900, 500])
+@pytest.mark.parametrize("name", ["long-en", "long-ru", "кот-ru"])
+def test_a_decision_stands_in_its_page(decisions, name, width, tmp_path):
+    seen = visit(decisions[name], tmp_path, width)
+    assert seen["faults"] == [] and seen["theme"]
+    assert seen["width"] <= 0 and seen["open_width"] <= 0
+    assert seen["clipped"] == [] and seen["open_clipped"] == []
+    most, some, top = seen["edges"]
+    assert most > some >= top >= 1 and seen["opened"] >= 2
+    assert seen.get("sampled", True)

@@ -14,13 +14,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["IntaglioError", "Ledger", "LedgerCallback", "Run", "__version__", "open_run"]
+__all__ = ["IntaglioError", "Ledger", "LedgerCallback", "Run", "Trace", "__version__", "open_run", "why"]
 
 if TYPE_CHECKING:
     from intaglio.callback import LedgerCallback
+    from intaglio.choice import why
     from intaglio.errors import IntaglioError
     from intaglio.measure.ledger import Ledger
     from intaglio.store.run import Run, open_run
+    from intaglio.views import Trace
 
 _HOMES = {
     "Ledger": "intaglio.measure.ledger",
@@ -28,6 +30,8 @@ _HOMES = {
     "IntaglioError": "intaglio.errors",
     "open_run": "intaglio.store.run",
     "Run": "intaglio.store.run",
+    "Trace": "intaglio.views",
+    "why": "intaglio.choice",
 }
 
 

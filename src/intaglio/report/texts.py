@@ -19,7 +19,7 @@ LANGUAGES = ("en", "ru")
 @functools.cache
 def texts_catalogue() -> dict[str, dict[str, str]]:
     """Every text of every language: language -> dotted key -> text."""
-    return {lang: dict(_flatten(_load(lang))) for lang in LANGUAGES}
+    return {lang: dict(flatten(_load(lang))) for lang in LANGUAGES}
 
 
 def _load(lang: str) -> dict[str, Any]:
@@ -27,10 +27,11 @@ def _load(lang: str) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
-def _flatten(tree: dict[str, Any], prefix: str = ""):
+def flatten(tree: dict[str, Any], prefix: str = ""):
+    """(dotted key, text on one line) of a catalogue's tree."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", " ".join(value.split())
 

@@ -1,0 +1,169 @@
+"""`why`: one next-token decision taken apart, from the model to a trace.  [torch]
+
+    trace = intaglio.why("smollm2", "The capital of France is", against=" London")
+    trace.votes
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any
+
+import torch
+
+from intaglio.errors import InputError
+from intaglio.measure.choice import rows
+from intaglio.measure.choice.decision import Decision, decide
+from intaglio.measure.choice.effects import (
+    Effects,
+    all_parts,
+    estimate_effects,
+    means_over,
+    measure_effects,
+    to_mean,
+    to_other,
+)  # fmt: skip
+from intaglio.measure.choice.lenses import Given, measure_lenses
+from intaglio.measure.choice.runs import Change
+from intaglio.views import Trace
+
+CLOSES = 1e-3  # logits: a ledger that is off by more says so
+ALL_PRODUCTS = 5e12  # multiplications for running all parts, half the layers each; beyond, a first-order screen picks
+SCREENED = 48  # parts verified exactly after a screen
+REFERENCE_TOKENS = 256
+
+
+def why(
+    subject: Any, prompt: str, *, target: str | int | None = None, against: str | int | None = None, chat: bool = False,
+    at: int = 0, versus: Any = None, versus_prompt: str | None = None, lenses: Sequence[str] | None = None,
+    corpus: str | None = None, effects: bool = True, first_piece: bool = False, seed: int = 0,
+    metric: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Trace:  # fmt: skip
+    """Take one decision apart: every vote between two tokens, and what replacing each part does.
+
+    Args:
+        subject: what `load_subject` takes, a loaded Subject, or a pair (model, tokenizer).
+        prompt: the text before the decision.
+        target: the token asked about; the likeliest if not named.
+        against: the token it is weighed against; the mean over the vocabulary if not named.
+        chat: put the prompt through the chat template.
+        at: explain the token after so many tokens of the model's greedy answer.
+        versus: a second model with the same tokenizer (as `subject`), for the same tokens.
+        versus_prompt: a second prompt for the same model; where it has as many tokens, replaced parts are also taken
+            from it (resample ablation).
+        lenses: which lenses, by name; all of them if None.
+        corpus: text of a reference corpus, for the lenses that need one.
+        effects: also run the model with each part replaced.
+        first_piece: where `target` or `against` is several tokens, take the first.
+        seed: of everything that is drawn.
+        metric: (B, V) logits to (B,) numbers, measured in place of the logit difference in `effects`.
+        progress: told (what, done, total) while parts are replaced.
+
+    Raises:
+        InputError: a prompt or token that cannot be used.
+        SubjectError: a family whose parts are not known or not proved.
+    """
+    model, tokenizer, name = _loaded(subject)
+    start = time.perf_counter()
+    found = decide(model, tokenizer, prompt, target=target, against=against, chat=chat, at=at, first_piece=first_piece)
+    trace = Trace({"subject": name, "prompt": prompt, "chat": chat, "at": at, **rows.about(found)}, decision=found)
+    trace.about["closes"] = trace.about["closure_logits"] < CLOSES
+    mean = _measure(found, _to_reference(found, tokenizer), "mean", trace, metric, progress) if effects else None
+    second = None if versus_prompt is None else _second_prompt(found, versus_prompt, chat, at)
+    if second is not None:
+        alike = len(second.ids) == len(found.ids)
+        trace.about |= {"versus_prompt": versus_prompt, "versus_tokens": len(second.ids)}
+        if effects and alike:
+            changes = to_other(found.anatomy, found.base, second.base, all_parts(found.anatomy))
+            _measure(found, changes, "resample", trace, metric, progress)
+    other = None if versus is None else _second_model(found, versus, trace)
+    trace.rows |= {
+        "prompt": rows.prompt_rows(found), "candidates": rows.candidate_rows(found), "votes": rows.vote_rows(found, mean),
+        "neurons": rows.neuron_rows(found),
+    }  # fmt: skip
+    given = Given(
+        prompt, reference_ids(tokenizer), chat=chat, corpus=corpus, versus=other, versus_prompt=second, effects=mean, seed=seed
+    )
+    trace.lenses = measure_lenses(found, given, lenses, lambda name: progress and progress(f"lens {name}", 1, 1))
+    trace.about["seconds"] = time.perf_counter() - start
+    return trace
+
+
+def _loaded(subject: Any) -> tuple[Any, Any, str]:
+    from intaglio.model.subject import Subject, load_subject
+
+    if isinstance(subject, tuple):
+        return *subject, type(subject[0]).__name__
+    found = subject if isinstance(subject, Subject) else load_subject(subject)
+    return found.model, found.tokenizer, found.name
+
+
+def reference_ids(tokenizer: Any) -> list[int]:
+    """Ordinary text, English and Russian, whose means stand in for a part that is taken out."""
+    lines = (resources.files("intaglio.data.leaps") / "anchor.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = sorted((json.loads(line) for line in lines), key=lambda r: r["group"] != "en")
+    halves = [" ".join(r["text"] for r in texts if (r["group"] == "en") == english) for english in (True, False)]
+    return [int(i) for half in halves for i in tokenizer(half)["input_ids"][: REFERENCE_TOKENS // 2]]
+
+
+def _to_reference(found: Decision, tokenizer: Any) -> list[Change]:
+    ids = torch.tensor([reference_ids(tokenizer)], device=found.ids_BT.device)
+    with torch.no_grad():
+        means = means_over(found.anatomy, ids)
+    return to_mean(found.anatomy, found.base, means, all_parts(found.anatomy))
+
+
+def _second_prompt(found: Decision, prompt: str, chat: bool, at: int) -> Decision:
+    """The same question after another prompt, and as many tokens of the model's answer to that one."""
+    second = decide(found.anatomy.model, found.tokenizer, prompt, target=found.target, chat=chat, at=at)
+    second.against = found.against
+    return second
+
+
+def _second_model(found: Decision, versus: Any, trace: Trace) -> Decision:
+    """The same tokens in another model.
+
+    Raises:
+        InputError: the models do not share a tokenizer.
+    """
+    model, tokenizer, name = _loaded(versus)
+    if tokenizer.get_vocab() != found.tokenizer.get_vocab():
+        raise InputError("the two models have different tokenizers", got=name, expected=f"that of {trace.about['subject']}")
+    trace.about["versus"] = name
+    second = decide(model, tokenizer, found.ids, target=found.target)
+    second.against = found.against
+    return second
+
+
+def products(found: Decision) -> float:
+    """Multiplications that running every part by itself takes: half the layers each, on all tokens."""
+    inside = sum(p.numel() for block in found.anatomy.blocks for p in block.layer.parameters())
+    return len(all_parts(found.anatomy)) * inside / 2 * len(found.ids)
+
+
+def _measure(
+    found: Decision, changes: list[Change], ablation: str, trace: Trace, metric: Callable | None, progress: Callable | None
+) -> Effects:
+    """Run all parts, or on a large model those that a first-order screen picks; the trace says which."""
+    estimates = estimate_effects(found.anatomy, found.ids_BT, found.question, changes)
+    picked = list(range(len(changes)))
+    if products(found) > ALL_PRODUCTS:
+        picked = sorted(estimates.abs().argsort(descending=True)[:SCREENED].tolist())
+    done = 0
+
+    def tell(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(f"replacing parts ({ablation})", done, len(picked))
+
+    some = [changes[i] for i in picked]
+    effects = measure_effects(found.anatomy, found.base, found.question, some, metric=metric, progress=tell)
+    trace.about.setdefault("replaced", {})[ablation] = {"parts": len(changes), "run": len(picked)}
+    trace.rows.setdefault("effects", []).extend(rows.effect_rows(effects, ablation, estimates[picked]))
+    trace.rows.setdefault("effect_terms", []).extend(rows.term_rows(effects, ablation))
+    return effects

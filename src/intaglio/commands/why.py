@@ -1,0 +1,261 @@
+"""`intaglio why`: which votes chose the next token?"""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intaglio.commands.options import Lang, explained
+from intaglio.errors import InputError
+
+if TYPE_CHECKING:
+    from intaglio.views import Trace
+
+SHOWN = 12
+
+
+@explained
+def why(
+    subject: str,
+    prompt: str | None = None,
+    *,
+    chat: str | None = None,
+    prompts: Path | None = None,
+    target: str | None = None,
+    against: str | None = None,
+    at: int = 0,
+    versus: str | None = None,
+    versus_prompt: str | None = None,
+    lens: str | None = None,
+    corpus: Path | None = None,
+    effects: bool = True,
+    first_piece: bool = False,
+    out: Path | None = None,
+    json: Path | None = None,
+    seed: int = 0,
+    plan: bool = False,
+    lang: Lang = "en",
+) -> None:
+    """Take one next-token decision apart: every vote, with measured effects beside direct votes.
+
+    Prints the likeliest tokens and the strongest votes; the votes of all parts sum to the model's own
+    logit difference. --out writes the page, --json everything as data.
+
+    Examples:
+
+        intaglio why smollm2 "The capital of France is" --out why.html
+
+        intaglio why smollm2 "When John and Mary went to the store, John gave a drink to" --target " Mary" --against " John"
+
+        intaglio why smollm2 --chat "What is the capital of France?" --at 3
+
+        intaglio why ./tuned --versus ./base "The capital of France is" --out why.html
+
+    Parameters
+    ----------
+    prompt
+        The text before the decision.
+    chat
+        The user's message, put through the chat template, in place of a prompt.
+    prompts
+        A .jsonl file of rows with prompt and, if wanted, target and against: votes and effects over all of them.
+    target
+        The token asked about; the likeliest if not given.
+    against
+        The token it is weighed against; the mean over the vocabulary if not given.
+    at
+        Explain the token after so many tokens of the model's own answer (0: its first).
+    versus
+        A second model with the same tokenizer: the same tokens in both.
+    versus_prompt
+        A second prompt for the same model; one of as many tokens also gives its parts for replacement.
+    lens
+        Only these lenses, by name, with commas between; all that apply if not given.
+    corpus
+        A text file as reference corpus, for the lenses that look one up.
+    effects
+        Run the model with each part replaced, and book what that did.
+    first_piece
+        Where target or against is several tokens, take the first.
+    out
+        Write the page to this .html file.
+    json
+        Write everything to this file.
+    seed
+        Of everything that is drawn.
+    plan
+        Print what it will cost, and stop.
+    """
+    if sum(given is not None for given in (prompt, chat, prompts)) != 1:
+        raise InputError("what is asked about must be given once", expected="a prompt, --chat MESSAGE or --prompts FILE")
+    for path in (out, json):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError("no such folder to write into", got=str(path))
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    given: dict[str, Any] = dict(
+        target=target, against=against, at=at, versus=versus, versus_prompt=versus_prompt, first_piece=first_piece, seed=seed,
+        effects=effects, corpus=_read_text(corpus) if corpus is not None else None,
+        lenses=lens.split(",") if lens is not None else None,
+    )  # fmt: skip
+    if prompts is not None:
+        _over_set(subject, prompts, given, json, console)
+        return
+    given |= {"prompt": prompt if chat is None else chat, "chat": chat is not None}
+    if plan:
+        _print_plan(subject, given, console)
+        return
+    trace = _with_bars(subject, given, console)
+    print_trace(trace, console)
+    for path, write in ((out, lambda p: trace.to_html(p, lang=lang)), (json, trace.to_json)):
+        if path is not None:
+            write(path)
+            console.print(f"  written: {path}", highlight=False, soft_wrap=True)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError("no such corpus", got=str(path)) from None
+    except UnicodeDecodeError:
+        raise InputError("the corpus is not text in UTF-8", got=str(path)) from None
+
+
+def _with_bars(subject: Any, given: dict[str, Any], console: Any) -> Trace:
+    from rich.progress import Progress
+
+    from intaglio.choice import why as take_apart
+
+    with Progress(console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        return take_apart(subject, progress=tell, **given)
+
+
+def _over_set(subject: str, path: Path, given: dict[str, Any], json: Path | None, console: Any) -> None:
+    """Votes and effects over a file of prompts."""
+    from intaglio.analyse.choice.sets import over_set
+    from intaglio.model.subject import load_subject
+
+    rows = _read_prompts(path)
+    loaded = load_subject(subject)
+    traces = []
+    for i, row in enumerate(rows):
+        own = {k: v for k, v in row.items() if k in ("target", "against")}
+        try:
+            traces.append(_with_bars(loaded, given | {"lenses": [], "prompt": row["prompt"], "chat": False} | own, console))
+        except InputError as error:
+            raise InputError(f"row {i} of {path.name}: {error}") from None
+        console.print(f"  {i + 1} of {len(rows)}", end="\r")
+    found = over_set(traces, seed=given["seed"])
+    console.print(_set_table(found, len(rows)))
+    if json is not None:
+        text = json_module.dumps({"subject": loaded.name, "prompts": rows, "parts": found}, ensure_ascii=False, indent=1)
+        json.write_text(text + "\n", encoding="utf-8")
+        console.print(f"  written: {json}", highlight=False, soft_wrap=True)
+
+
+def _read_prompts(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for i, line in enumerate(_read_text(path).splitlines()):
+        if not line.strip():
+            continue
+        try:
+            row = json_module.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+            raise InputError(f"line {i} of {path.name} is no prompt", got=line[:60], expected='{"prompt": "..."}')
+        rows.append(row)
+    if not rows:
+        raise InputError("the file holds no prompt", got=str(path))
+    return rows
+
+
+def _set_table(found: list[dict[str, Any]], prompts: int) -> Any:
+    from rich.table import Table
+
+    def shown(row: dict[str, Any], name: str) -> str:
+        value, low, high = (row[f"{name}_{end}"] for end in ("logits", "low", "high"))
+        if value is None:
+            return ""
+        return f"{value:+.2f}" + (f" ({low:+.2f} to {high:+.2f})" if low is not None else "")
+
+    table = Table("part", "mean vote (95 %)", "mean effect (95 %)", "for the target", box=None, padding=(0, 2))
+    for row in found[:SHOWN]:
+        table.add_row(row["address"], shown(row, "vote"), shown(row, "effect"), f"{row['for_share']:.0%} of {prompts}")
+    return table
+
+
+def _print_plan(subject: str, given: dict[str, Any], console: Any) -> None:
+    from intaglio.choice import ALL_PRODUCTS, SCREENED, products
+    from intaglio.measure.choice.decision import decide
+    from intaglio.measure.choice.effects import all_parts
+    from intaglio.model.subject import load_subject
+
+    loaded = load_subject(subject)
+    asked = {k: given[k] for k in ("prompt", "target", "against", "chat", "at", "first_piece")}
+    found = decide(loaded.model, loaded.tokenizer, **asked)
+    parts, count = len(all_parts(found.anatomy)), products(found)
+    run = 0 if not given["effects"] else parts if count <= ALL_PRODUCTS else SCREENED
+    times = 2 if given["versus_prompt"] is not None else 1
+    console.print(
+        f"  {len(found.ids)} tokens, {parts} parts: {run * times} runs of half the layers on average, about "
+        f"{2e-9 * count * run / parts * times:,.0f} billion operations; one forward takes "
+        f"{2e-9 * len(found.ids) * sum(p.numel() for p in found.anatomy.model.parameters()):,.0f}",
+        highlight=False,
+    )  # fmt: skip
+
+
+def print_trace(trace: Trace, console: Any) -> None:
+    """The short answer and the strongest votes."""
+    from rich.markup import escape
+
+    about = trace.about
+    target, against = about["target"], about["against"]
+    console.print()
+    for row in trace.rows["candidates"][:5]:
+        console.print(f"  {row['probability']:7.2%}  {escape(_shown(row['text']))}", highlight=False)
+    other = "the mean over the vocabulary" if against is None else _shown(against["text"])
+    console.print(
+        f"\n  {escape(_shown(target['text']))} against {escape(other)}: {about['difference_logits']:+.3f} logits; "
+        f"all votes sum to it within {about['closure_logits']:.1e}" + ("" if about["closes"] else ", which does NOT close"),
+        highlight=False,
+    )  # fmt: skip
+    console.print(_votes_table(trace))
+    console.print(
+        "  vote: what the part wrote towards the target, directly. effect: how far the difference falls when the part\n"
+        "  is replaced by its mean over ordinary text, through everything downstream. Both in logits.",
+        style="dim", highlight=False,
+    )  # fmt: skip
+
+
+def _votes_table(trace: Trace) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    parts: dict[str, dict[str, Any]] = {}
+    for row in trace.rows["votes"]:
+        part = parts.setdefault(row["address"], {**row, "sources": []})
+        if row["source"] is not None:
+            part["sources"].append(row)
+    table = Table("part", "vote", "effect", "read from", box=None, padding=(0, 2))
+    for part in sorted(parts.values(), key=lambda p: -abs(p["part_logits"]))[:SHOWN]:
+        best = sorted(part["sources"], key=lambda r: -abs(r["vote_logits"]))[:3]
+        read = "  ".join(f"{_shown(r['token'])} {r['vote_logits']:+.2f}" for r in best)
+        effect = "" if part["effect_logits"] is None else f"{part['effect_logits']:+.2f}"
+        table.add_row(part["address"], f"{part['part_logits']:+.2f}", effect, escape(read))
+    return table
+
+
+def _shown(text: str) -> str:
+    return "«" + text.replace("\n", "⏎").replace(" ", "·") + "»"

@@ -1,0 +1,1 @@
+"""Pictures and tables of each lens: modules with `show(t, lens, trace) -> blocks`."""

@@ -1,0 +1,70 @@
+"""One decision taken apart: plain tables and numbers, the hinge between measuring and looking.
+
+Pure: no torch, no files beyond those a method is asked to write.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intaglio.tables import TRACE_TABLES
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SCHEMA = 1
+ORDER = (
+    "distribution", "embedding", "heads", "context", "position", "votes", "residual", "neurons", "rotary", "temperature",
+    "interference", "sampling", "architecture", "tokenization", "tuning", "instruction", "reasoning", "corpus", "models",
+    "trajectory",
+)  # as the page numbers them
+LENSES = (
+    "distribution", "heads", "context", "position", "votes", "residual", "neurons", "temperature", "sampling", "tuning",
+    "instruction", "trajectory",
+)  # those there are
+
+
+@dataclass(eq=False)
+class TraceData:
+    """What `why` found, as data; `views.Trace` adds what shows it.
+
+    Attributes:
+        about: the subject, the prompt as the model saw it, the question, sizes and the ledger's closing.
+        rows: table name to its rows; the contract is `tables.TRACE_TABLES`.
+        lenses: lens name to its `numbers` and `tables`, or to why it was `skipped`.
+    """
+
+    about: dict[str, Any]
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    lenses: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def table(self, name: str) -> pyarrow.Table:
+        """A table as pyarrow; empty where it was not measured.
+
+        Raises:
+            InputError: no such table.
+        """
+        import pyarrow as pa
+
+        from intaglio.errors import InputError
+
+        if name not in TRACE_TABLES:
+            raise InputError("no such table of a trace", got=name, expected=", ".join(TRACE_TABLES))
+        schema = pa.schema([(c.name, pa.type_for_alias(c.type)) for c in TRACE_TABLES[name].columns])
+        return pa.Table.from_pylist(self.rows.get(name, []), schema=schema)
+
+    @property
+    def votes(self) -> pyarrow.Table:
+        """address, source, token, vote_logits, part_logits, effect_logits, attention: sums to the logit difference."""
+        return self.table("votes")
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """All of it as JSON; also written to `path` if one is given."""
+        whole = {"schema": SCHEMA, **self.about, "tables": self.rows, "lenses": self.lenses}
+        text = json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text
