@@ -387,12 +387,25 @@ def test_a_run_measured_now_and_then(sparse):
     prints(words, "share of this step's data {share%} in", share=data[use].sum() / taken[use].sum())
     prints(words, "Step taken measured on the weights themselves {taken} 100%", taken=taken[full].sum() / truth.u)
     every = np.interp(truth.steps["step"], truth.steps["step"][full], taken[full])
-    prints(words, "The weights walked {path} u and", path=every.sum() / truth.u)
+    n, total = full.sum(), 16
+
+    def half(measured: np.ndarray) -> float:
+        """Half of the 95 % interval of a total scaled up from n of 16 steps (Cochran, section 2.9)."""
+        return 1.96 * total * np.sqrt((1 - n / total) * measured.var(ddof=1) / n)
+
+    prints(words, "The weights walked {path} ± {half} u and", path=every.sum() / truth.u, half=half(taken[full]) / truth.u)
     parts = columns(sparse, "parts")
     head = parts["update_l2"][parts["address"] == "L0.attn.H0"]
     assert len(head) == full.sum()
     prints(
         page.tips.split("| L0.attn.H0 optimizer")[0],
-        "| L0.attn.H0 {moved} u (",
-        moved=head.sum() * 16 / full.sum() / truth.u,
+        "| L0.attn.H0 {moved} ± {half} u (",
+        moved=head.sum() * 16 / full.sum() / truth.u, half=half(head) / truth.u,
     )
+    visits, known, wanted = truth.visits, truth.known, []
+    for example in truth.at:
+        of = known & (visits["example"] == example)
+        thompson = 1.96 * np.sqrt((1 - 1 / scale) * np.square(visits["shift"][of]).sum()) * scale
+        wanted.append((truth.example(example)["moved"] * scale, thompson / truth.u))
+    table = [(float(x), float(y)) for x, y in re.findall(r" (\d+) ± (\d+) (?!u)", words)]
+    np.testing.assert_allclose(sorted(table), sorted(wanted), rtol=6e-3)

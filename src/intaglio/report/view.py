@@ -59,6 +59,12 @@ class View:
         """A length with its unit: 18,400 u."""
         return self.n.missing if value is None else f"{self.n(value)}\u00a0u"
 
+    def u_within(self, value: float | None, half: float | None) -> str:
+        """A length that was scaled up from the steps measured, with half its 95 % interval: 18,400 ± 900 u."""
+        if value is None or not half:
+            return self.u(value)
+        return f"{self.n(value)}\u00a0±\u00a0{self.n(half)}\u00a0u"
+
     def span(self, interval: Interval, *, percent: bool = False) -> str:
         """The ends of a 95 % interval, or nothing where there is none."""
         if interval.low is None or interval.high is None:

@@ -129,10 +129,11 @@ def heads(*views: View) -> Drawn | None:
 
 
 def _head_rows(view: View) -> list[dict[str, Any]]:
-    shares = head_shares(view)
+    shares, half = head_shares(view), view.findings.head_half_u
     return [
         {"layer": layer, "head": head, "value": value,
-         "tip": f"{_mark(view)}L{layer}.attn.H{head}\n{view.u(value)} ({view.n.percent(shares[layer, head])})"}
+         "tip": f"{_mark(view)}L{layer}.attn.H{head}\n{view.u_within(value, half.get(f'L{layer}.attn.H{head}'))} "
+                f"({view.n.percent(shares[layer, head])})"}
         for (layer, head), value in _heads_of(view).items()
     ]  # fmt: skip
 

@@ -213,6 +213,8 @@ def _row(view: View, e: ExampleFinding, probes: list[str]) -> dict[str, Any]:
         e.dispersion,
     ]
     cells = [{"raw": f"{v:.5g}" if v is not None else "", "text": view.n(v)} for v in numbers]
+    if e.shift_half_u and e.shift_abs_u is not None:  # scaled up from the steps that were measured
+        cells[2]["text"] += f" ± {view.n(e.shift_half_u)}"
     cells.append(
         {"raw": "" if e.against_share is None else f"{e.against_share:.4g}", "text": view.n.percent(e.against_share)}
     )

@@ -27,9 +27,9 @@ def path(view: View) -> Markup:
     if f.path_u is None:
         return view.t("movement.path_unknown")
     if f.net_u is None or f.tortuosity is None:
-        return view.t("movement.path_only", path=view.strong(view.u(f.path_u)))
+        return view.t("movement.path_only", path=view.strong(view.u_within(f.path_u, f.path_half_u)))
     values = {
-        "path": view.strong(view.u(f.path_u)),
+        "path": view.strong(view.u_within(f.path_u, f.path_half_u)),
         "net": view.strong(view.u(f.net_u)),
         "tortuosity": view.strong(view.t.amount("times", f.tortuosity)),
     }
