@@ -11,7 +11,7 @@
     const apply = () => {
       const least = top * (slider.value / 100) ** 2;
       marks.forEach(m => m.classList.toggle("off", Number(m.dataset.v) < least));
-      $("#threshold-out").textContent = "≥ " + least.toFixed(2) + " · " + marks.filter(m => !m.classList.contains("off")).length;
+      $("#threshold-out").textContent = "≥ " + least.toLocaleString(document.documentElement.lang, { minimumFractionDigits: 2, maximumFractionDigits: 2 }) + " · " + marks.filter(m => !m.classList.contains("off")).length;
     };
     if (state.has("least")) slider.value = state.get("least");
     slider.addEventListener("input", () => { state.set("least", slider.value); keep(); apply(); });
