@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -24,6 +23,7 @@ from intaglio.report.choice.page import toy
 from intaglio.tables import TRACE_TABLES
 from intaglio.trace import LENSES
 from intaglio.views import Trace
+from reader import Reader
 
 PROMPT = "the cat sat on a red"
 
@@ -41,25 +41,6 @@ def subject(folder):
 @pytest.fixture(scope="module")
 def trace(subject) -> Trace:
     return wired.why(subject, PROMPT, against="a", lenses=["distribution", "votes"])
-
-
-class Visible(HTMLParser):
-    """Tags with their attributes, and the text a reader sees."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags, self.text, self._inside = [], "", ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag if tag in ("style", "script") else self._inside
-
-    def handle_endtag(self, tag):
-        self._inside = "" if tag == self._inside else self._inside
-
-    def handle_data(self, data):
-        self.text += "" if self._inside else data
 
 
 def test_votes_sum_to_the_difference_that_plain_transformers_give(subject, trace):
@@ -220,7 +201,7 @@ def test_nothing_of_the_model_is_changed(subject):
 def test_the_page_stands_alone_and_says_what_was_measured(trace, lang, tmp_path):
     page = trace.to_html(tmp_path / "why.html", lang=lang)
     assert (tmp_path / "why.html").read_text(encoding="utf-8") == page
-    seen = Visible(page)
+    seen = Reader(page)
     for tag, attributes in seen.tags:
         for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
             assert attributes.get(name, "#").startswith("#"), (tag, attributes)

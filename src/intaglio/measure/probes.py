@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from intaglio.errors import DataError
 from intaglio.example import example_id
+from intaglio.model.modes import evaluating
 
 KL_POSITIONS = 512  # predictions kept from the start, per probe
 DRIFT_TOKENS = 512  # tokens whose hidden states are kept from the start, per probe
@@ -144,19 +145,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     transformers leaves hooks in a model once hidden states are asked for; they are taken out again.
     """
-    flags = {m: m.training for m in model.modules()}
-    hooks = {m: set(m._forward_hooks) for m in flags}
-    marked = {m for m in flags if HOOKED in vars(m)}
+    hooks = {m: set(m._forward_hooks) for m in model.modules()}
+    marked = {m for m in hooks if HOOKED in vars(m)}
     device = next(model.parameters()).device
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     try:
-        model.eval()
-        yield
+        with evaluating(model):
+            yield
     finally:
-        for module, flag in flags.items():
-            module.training = flag
-            for key in set(module._forward_hooks) - hooks[module]:
+        for module, own in hooks.items():
+            for key in set(module._forward_hooks) - own:
                 del module._forward_hooks[key]
             if module not in marked and HOOKED in vars(module):
                 delattr(module, HOOKED)

@@ -18,6 +18,7 @@ from intaglio.errors import SubjectError
 from intaglio.model.anatomy import Anatomy, matrix_of
 from intaglio.model.attention import Attention, eager, switched
 from intaglio.model.families import FUSED, SEPARATE
+from intaglio.model.modes import evaluating
 
 
 @dataclass(eq=False)
@@ -87,18 +88,6 @@ def capture(
     with evaluating(model), _hooks(anatomy, caught), around, torch.set_grad_enabled(grad):
         out = model(**first, **inputs, use_cache=False, output_attentions=anatomy.bypasses or None)
     return _assembled(anatomy, caught, out, ids_BT)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, with every module's own flag put back afterwards."""
-    flags = {m: m.training for m in model.modules() if m.training}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
 
 
 @contextlib.contextmanager

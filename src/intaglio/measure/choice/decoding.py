@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from intaglio.model.anatomy import Anatomy
-from intaglio.model.capture import evaluating, first_output
+from intaglio.model.capture import first_output
+from intaglio.model.modes import evaluating
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from intaglio.measure.choice.votes import Ending, LayerEnding, ending_of
 from intaglio.model.anatomy import Anatomy
 from intaglio.model.attention import after_prefix, eager, switched
-from intaglio.model.capture import Capture, evaluating, first_output
+from intaglio.model.capture import Capture, first_output
+from intaglio.model.modes import evaluating
 from intaglio.model.proof import raw_logits, shaped
 
 ROWS = 16  # changes run side by side

@@ -24,7 +24,8 @@ from intaglio.errors import SubjectError
 from intaglio.measure.choice.votes import Reader, ending_of
 from intaglio.model.anatomy import Anatomy, Block
 from intaglio.model.attention import Attention, switched
-from intaglio.model.capture import Capture, evaluating, first_output
+from intaglio.model.capture import Capture, first_output
+from intaglio.model.modes import evaluating
 from intaglio.model.norms import NormKind, kind_of
 
 

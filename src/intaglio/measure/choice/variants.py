@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from intaglio.model.anatomy import Anatomy
-from intaglio.model.capture import evaluating
+from intaglio.model.modes import evaluating
 
 ROWS = 8  # variants run side by side
 

@@ -226,6 +226,15 @@ class Ledger:
         return self._direction_D.new_zeros(()) if bias is None else self.question.of(bias.detach()[None])[0]
 
 
+def balance(votes: Tensor) -> dict[str, float]:
+    """What many votes put on either side, logits, and how many of them, strongest first, carry half of it all."""
+    sizes = votes.abs().flatten().sort(descending=True).values
+    return {
+        "for_logits": float(votes.clamp_min(0).sum()), "against_logits": float(votes.clamp_max(0).sum()),
+        "half": int((sizes.cumsum(0) < sizes.sum() / 2).sum()) + 1,
+    }  # fmt: skip
+
+
 def _has_bias(*modules: nn.Module | None) -> bool:
     return any(getattr(m, "bias", None) is not None for m in modules)
 

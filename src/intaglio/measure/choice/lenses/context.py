@@ -18,7 +18,7 @@ from intaglio.measure.choice.decision import Decision
 from intaglio.measure.choice.lenses import Given, Measured, Skip
 from intaglio.measure.choice.pieces import Piece, sentences
 from intaglio.measure.choice.variants import rank_correlation, run_variants
-from intaglio.model.capture import evaluating
+from intaglio.model.modes import evaluating
 
 MOST = 100  # tokens looked at, the last ones
 DEPTHS = 12  # layers shown

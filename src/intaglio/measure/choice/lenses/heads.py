@@ -15,6 +15,7 @@ from intaglio.address import Address
 from intaglio.measure.choice.decision import Decision
 from intaglio.measure.choice.lenses import Given, Measured, Skip
 from intaglio.measure.choice.upstream import Side, trace_upstream
+from intaglio.measure.choice.votes import balance
 
 STRONGEST = 12  # heads described one by one
 MATCHED = 6  # of these, how many are traced upstream
@@ -40,20 +41,12 @@ def measure(found: Decision, given: Given) -> Measured:
     matched = [] if found.anatomy.bypasses else [
         match(found, *at, votes_LHT[at], looks_LHT[at]) for at in strongest[:MATCHED]
     ]
-    numbers = {**_sums(votes_LH), **_sink(votes_LHT, looks_LHT), "traced": not found.anatomy.bypasses}
+    numbers = {"heads": votes_LH.numel(), **balance(votes_LH), **_sink(votes_LHT, looks_LHT)}
+    numbers["traced"] = not found.anatomy.bypasses
     numbers["nowhere_mean"] = float((1 - looks_LHT.sum(-1)).mean()) if _has_sinks(found) else None
     numbers["copying"] = sum(found.ids[h["read"][0]["position"]] == found.target for h in heads if h["vote_logits"] > 0)
     numbers["voting_for"] = sum(h["vote_logits"] > 0 for h in heads)
     return Measured(numbers, {"heads": heads, "matched": matched})
-
-
-def _sums(votes_LH: Tensor) -> dict[str, Any]:
-    sizes = votes_LH.abs().flatten().sort(descending=True).values
-    return {
-        "heads": votes_LH.numel(), "for_logits": float(votes_LH.clamp_min(0).sum()),
-        "against_logits": float(votes_LH.clamp_max(0).sum()),
-        "half": int((sizes.cumsum(0) < sizes.sum() / 2).sum()) + 1,
-    }  # fmt: skip
 
 
 def _sink(votes_LHT: Tensor, looks_LHT: Tensor) -> dict[str, Any]:

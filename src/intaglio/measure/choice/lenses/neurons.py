@@ -17,6 +17,7 @@ from intaglio.measure.choice.decision import Decision
 from intaglio.measure.choice.effects import measure_effects
 from intaglio.measure.choice.lenses import Given, Measured, Skip
 from intaglio.measure.choice.runs import Change
+from intaglio.measure.choice.votes import balance
 from intaglio.model.anatomy import Anatomy, matrix_of
 from intaglio.model.capture import capture
 
@@ -50,13 +51,9 @@ def measure(found: Decision, given: Given) -> Measured:
 
 
 def _sums(votes_LN: Tensor) -> dict[str, Any]:
-    sizes = votes_LN.abs().flatten().sort(descending=True).values
-    return {
-        "neurons": votes_LN.numel(), "for_logits": float(votes_LN.clamp_min(0).sum()),
-        "against_logits": float(votes_LN.clamp_max(0).sum()),
-        "half": int((sizes.cumsum(0) < sizes.sum() / 2).sum()) + 1,
-        "strongest_share": float(sizes[0] / sizes.sum().clamp_min(1e-30)),
-    }  # fmt: skip
+    sizes = votes_LN.abs()
+    share = float(sizes.max() / sizes.sum().clamp_min(1e-30))
+    return {"neurons": votes_LN.numel(), **balance(votes_LN), "strongest_share": share}
 
 
 def activations(anatomy: Anatomy, ids: list[int], neurons: list[tuple[int, int]]) -> Tensor:

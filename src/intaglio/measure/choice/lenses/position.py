@@ -13,7 +13,7 @@ from intaglio.measure.choice.lenses import Given, Measured, Skip
 from intaglio.measure.choice.lenses.context import sentences_of, special_positions
 from intaglio.measure.choice.pieces import words
 from intaglio.measure.choice.variants import run_variants
-from intaglio.model.capture import evaluating
+from intaglio.model.modes import evaluating
 
 PAIRS = 24  # swaps tried, the last ones
 SHUFFLES = 4

@@ -21,7 +21,7 @@ from intaglio.measure.choice.decoding import (
 )  # fmt: skip
 from intaglio.measure.choice.lenses import Given, Measured
 from intaglio.measure.choice.rows import CANDIDATES
-from intaglio.model.capture import evaluating
+from intaglio.model.modes import evaluating
 
 SETTINGS = (
     Setting("unchanged"), Setting("greedy", draw=False), Setting("top_k", top_k=5), Setting("top_k", top_k=50),

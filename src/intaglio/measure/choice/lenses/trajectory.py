@@ -16,7 +16,8 @@ from torch import Tensor
 from intaglio.measure.choice.decision import Decision
 from intaglio.measure.choice.lenses import Given, Measured
 from intaglio.measure.choice.runs import ROWS, Kept, keys_and_values, resumed
-from intaglio.model.capture import Capture, evaluating
+from intaglio.model.capture import Capture
+from intaglio.model.modes import evaluating
 from intaglio.model.proof import raw_logits, shaped
 
 FEW = 10.0  # candidates
