@@ -133,19 +133,28 @@ def test_two_models_token_by_token(subject, tmp_path):
         assert row["rank_b"] == int((both[1][i] > both[1][i, following]).sum()) + 1
     for lang in ("en", "ru"):
         assert "<svg" in found.lens("tuning").to_html(lang=lang)
-    alone = wired.why(subject, PROMPT, effects=False, lenses=["tuning"])
+    with pytest.raises(InputError, match="--versus MODEL"):
+        wired.why(subject, PROMPT, effects=False, lenses=["tuning"])
+    alone = wired.why(subject, PROMPT, effects=False)
     assert "no second model" in alone.lens("tuning").skipped and "no second model" in alone.to_html()
     itself = wired.why(subject, PROMPT, versus=subject, effects=False, lenses=["tuning"])
     assert itself.lens("tuning").numbers["mean_kl_nats"] == 0
     assert any("never part" in said for said in itself.lens("tuning").findings)
 
 
-def test_models_of_two_tokenizers_are_refused(subject, tmp_path):
+def test_a_model_of_another_tokenizer_is_refused_where_tokens_must_agree(subject, tmp_path):
     other = load_subject(save_subject(tmp_path / "chat", chat=True))
     if other.tokenizer.get_vocab() == subject.tokenizer.get_vocab():
         other.tokenizer.add_tokens(["<|new|>"])
-    with pytest.raises(InputError, match="different tokenizers"):
+    with pytest.raises(InputError, match="same tokenizer"):
         wired.why(subject, PROMPT, versus=other, effects=False, lenses=["tuning"])
+    assert "another tokenizer" in wired.why(subject, PROMPT, versus=other, effects=False).lens("tuning").skipped
+
+
+def test_a_prompt_of_ids_is_the_text_s_own_decision(subject):
+    ids = subject.tokenizer(PROMPT).input_ids
+    found, text = wired.why(subject, ids, effects=False, lenses=[]), wired.why(subject, PROMPT, effects=False, lenses=[])
+    assert found.about["prompt"] == PROMPT and found.rows == text.rows
 
 
 def test_a_metric_of_ones_own_is_measured(subject):
@@ -191,7 +200,7 @@ def test_nothing_of_the_model_is_changed(subject):
     weights = {n: p.clone() for n, p in model.named_parameters()}
     ids = subject.tokenizer(PROMPT, return_tensors="pt").input_ids
     before, attention = model(ids).logits, model.config._attn_implementation
-    wired.why(subject, PROMPT, at=1, lenses=list(LENSES))
+    wired.why(subject, PROMPT, at=1, lenses=None)
     assert torch.equal(model(ids).logits, before) and model.config._attn_implementation == attention
     assert all(torch.equal(weights[n], p) for n, p in model.named_parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

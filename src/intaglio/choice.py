@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from intaglio.errors import InputError
 from intaglio.measure.choice import rows
 from intaglio.measure.choice.decision import Decision, decide
 from intaglio.measure.choice.effects import (
@@ -26,7 +25,7 @@ from intaglio.measure.choice.effects import (
     to_mean,
     to_other,
 )  # fmt: skip
-from intaglio.measure.choice.lenses import Given, measure_lenses
+from intaglio.measure.choice.lenses import Given, Peer, measure_lenses
 from intaglio.measure.choice.runs import Change
 from intaglio.views import Trace
 
@@ -37,8 +36,8 @@ REFERENCE_TOKENS = 256
 
 
 def why(
-    subject: Any, prompt: str, *, target: str | int | None = None, against: str | int | None = None, chat: bool = False,
-    at: int = 0, versus: Any = None, versus_prompt: str | None = None, lenses: Sequence[str] | None = None,
+    subject: Any, prompt: str | Sequence[int], *, target: str | int | None = None, against: str | int | None = None,
+    chat: bool = False, at: int = 0, versus: Any = None, versus_prompt: str | None = None, lenses: Sequence[str] | None = None,
     corpus: str | None = None, effects: bool = True, first_piece: bool = False, seed: int = 0,
     metric: Callable[[torch.Tensor], torch.Tensor] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -47,12 +46,13 @@ def why(
 
     Args:
         subject: what `load_subject` takes, a loaded Subject, or a pair (model, tokenizer).
-        prompt: the text before the decision.
+        prompt: the text before the decision, or its token ids.
         target: the token asked about; the likeliest if not named.
         against: the token it is weighed against; the mean over the vocabulary if not named.
         chat: put the prompt through the chat template.
         at: explain the token after so many tokens of the model's greedy answer.
-        versus: a second model with the same tokenizer (as `subject`), for the same tokens.
+        versus: a second model, or a list of several (each as `subject`), before the same text; where it shares the
+            tokenizer, before the same tokens.
         versus_prompt: a second prompt for the same model; where it has as many tokens, replaced parts are also taken
             from it (resample ablation).
         lenses: which lenses, by name; all of them if None.
@@ -70,7 +70,8 @@ def why(
     model, tokenizer, name = _loaded(subject)
     start = time.perf_counter()
     found = decide(model, tokenizer, prompt, target=target, against=against, chat=chat, at=at, first_piece=first_piece)
-    trace = Trace({"subject": name, "prompt": prompt, "chat": chat, "at": at, **rows.about(found)}, decision=found)
+    shown = prompt if isinstance(prompt, str) else _plain_text(found)
+    trace = Trace({"subject": name, "prompt": shown, "chat": chat, "at": at, **rows.about(found)}, decision=found)
     trace.about["closes"] = trace.about["closure_logits"] < CLOSES
     mean = _measure(found, _to_reference(found, tokenizer), "mean", trace, metric, progress) if effects else None
     second = None if versus_prompt is None else _second_prompt(found, versus_prompt, chat, at)
@@ -80,14 +81,17 @@ def why(
         if effects and alike:
             changes = to_other(found.anatomy, found.base, second.base, all_parts(found.anatomy))
             _measure(found, changes, "resample", trace, metric, progress)
-    other = None if versus is None else _second_model(found, versus, trace)
+    peers = [_peer(found, one) for one in _several(versus)]
+    if peers:
+        trace.about["versus"] = [p.name for p in peers]
     trace.rows |= {
         "prompt": rows.prompt_rows(found), "candidates": rows.candidate_rows(found), "votes": rows.vote_rows(found, mean),
         "neurons": rows.neuron_rows(found),
     }  # fmt: skip
     given = Given(
-        prompt, reference_ids(tokenizer), chat=chat, corpus=corpus, versus=other, versus_prompt=second, effects=mean, seed=seed
-    )
+        shown, reference_ids(tokenizer), subject=name, chat=chat, corpus=corpus, peers=peers, versus_prompt=second,
+        effects=mean, seed=seed,
+    )  # fmt: skip
     trace.lenses = measure_lenses(found, given, lenses, lambda name: progress and progress(f"lens {name}", 1, 1))
     trace.about["seconds"] = time.perf_counter() - start
     return trace
@@ -124,19 +128,27 @@ def _second_prompt(found: Decision, prompt: str, chat: bool, at: int) -> Decisio
     return second
 
 
-def _second_model(found: Decision, versus: Any, trace: Trace) -> Decision:
-    """The same tokens in another model.
+def _several(versus: Any) -> list[Any]:
+    """One model or a list of them; a pair (model, tokenizer) is one."""
+    if versus is None:
+        return []
+    return list(versus) if isinstance(versus, list) else [versus]
 
-    Raises:
-        InputError: the models do not share a tokenizer.
-    """
+
+def _plain_text(found: Decision) -> str:
+    """What the model read, without marks such as that of the beginning."""
+    special = set(found.tokenizer.all_special_ids)
+    return found.text([i for i in found.ids if i not in special])
+
+
+def _peer(found: Decision, versus: Any) -> Peer:
+    """The same tokens in another model; where its tokenizer is another one, the same bytes, with its own likeliest token."""
     model, tokenizer, name = _loaded(versus)
     if tokenizer.get_vocab() != found.tokenizer.get_vocab():
-        raise InputError("the two models have different tokenizers", got=name, expected=f"that of {trace.about['subject']}")
-    trace.about["versus"] = name
+        return Peer(name, decide(model, tokenizer, _plain_text(found)), same_tokenizer=False)
     second = decide(model, tokenizer, found.ids, target=found.target)
     second.against = found.against
-    return second
+    return Peer(name, second, same_tokenizer=True)
 
 
 def products(found: Decision) -> float:

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-Probes = Annotated[list[str] | None, Parameter(negative="", consume_multiple=False)]
+Several = Annotated[list[str] | None, Parameter(negative="", consume_multiple=False)]  # the option is repeated
+Probes = Several
 Level = Literal["norms", "full", "exact"]
 Lang = Literal["en", "ru"]
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intaglio.commands.options import Lang, explained
+from intaglio.commands.options import Lang, Several, explained
 from intaglio.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def why(
     target: str | None = None,
     against: str | None = None,
     at: int = 0,
-    versus: str | None = None,
+    versus: Several = None,
     versus_prompt: str | None = None,
     lens: str | None = None,
     corpus: Path | None = None,
@@ -68,7 +68,8 @@ def why(
     at
         Explain the token after so many tokens of the model's own answer (0: its first).
     versus
-        A second model with the same tokenizer: the same tokens in both.
+        A second model before the same text; may be given several times. Where it shares the tokenizer, both see the
+        same tokens.
     versus_prompt
         A second prompt for the same model; one of as many tokens also gives its parts for replacement.
     lens

@@ -16,6 +16,21 @@ from intaglio.measure.choice.decision import Decision
 from intaglio.trace import LENSES
 
 
+@dataclass(frozen=True, eq=False)
+class Peer:
+    """A second model before the same text.
+
+    Attributes:
+        name: as the user gave it.
+        decision: on the very same ids where the models share a tokenizer, else on the same bytes in its own tokens.
+        same_tokenizer: whether ids mean the same in both.
+    """
+
+    name: str
+    decision: Decision
+    same_tokenizer: bool
+
+
 @dataclass(eq=False)
 class Given:
     """What a lens may use beside the decision.
@@ -23,8 +38,9 @@ class Given:
     Attributes:
         prompt: the text as the user gave it; `chat` says whether it went through the template.
         reference_ids: ordinary text, English and Russian.
+        subject: the model's name, as the user gave it.
         corpus: text of a reference corpus, or None.
-        versus: another decision: the same prompt in another model, or None.
+        peers: other models before the same text.
         versus_prompt: another decision: another prompt in the same model, or None.
         effects: measured effects of replacing parts by their means, where they were run.
         seed: of everything that is drawn.
@@ -32,12 +48,18 @@ class Given:
 
     prompt: str
     reference_ids: list[int]
+    subject: str = "this model"
     chat: bool = False
     corpus: str | None = None
-    versus: Decision | None = None
+    peers: Sequence[Peer] = ()
     versus_prompt: Decision | None = None
     effects: Any = None
     seed: int = 0
+
+    @property
+    def versus(self) -> Decision | None:
+        """The first other model that shares the tokenizer, on the same ids."""
+        return next((p.decision for p in self.peers if p.same_tokenizer), None)
 
 
 @dataclass(eq=False)
@@ -61,6 +83,19 @@ class Skip(Exception):
         self.reason, self.values = reason, values
 
 
+class Needs(Skip):
+    """The lens needs something that was not given; a lens asked for by name without it is a mistake.
+
+    Args:
+        reason: as in `Skip`.
+        expected: what to give, such as "--corpus FILE".
+    """
+
+    def __init__(self, reason: str, expected: str, **values: Any) -> None:
+        super().__init__(reason, **values)
+        self.expected = expected
+
+
 def measure_lenses(
     found: Decision, given: Given, names: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda name: None,
@@ -68,7 +103,7 @@ def measure_lenses(
     """Run lenses one after the other: name to its numbers and tables, or to why it was skipped.
 
     Raises:
-        InputError: no lens of that name.
+        InputError: no lens of that name, or one asked for by name that needs what was not given.
     """
     chosen = list(LENSES) if names is None else list(names)
     for name in chosen:
@@ -82,5 +117,7 @@ def measure_lenses(
             seen = module.measure(found, given)
             done[name] = {"numbers": seen.numbers, "tables": seen.tables}
         except Skip as skip:
+            if isinstance(skip, Needs) and names is not None:
+                raise InputError(f"lens {name} lacks what it needs", expected=skip.expected) from None
             done[name] = {"skipped": {"reason": skip.reason, **skip.values}}
     return done

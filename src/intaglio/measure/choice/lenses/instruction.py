@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from intaglio.measure.choice.decision import Decision
-from intaglio.measure.choice.lenses import Given, Measured, Skip
+from intaglio.measure.choice.lenses import Given, Measured, Needs
 from intaglio.measure.choice.pair import compare
 
 
 def measure(found: Decision, given: Given) -> Measured:
     """KL, entropies, the layer where the two part, the heads and MLPs whose votes changed."""
     if given.versus_prompt is None:
-        raise Skip("no_second")
+        raise Needs("no_second", "--versus-prompt TEXT")
     return Measured(*compare(found, given.versus_prompt))

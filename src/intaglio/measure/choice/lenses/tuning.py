@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from intaglio.measure.choice.decision import Decision
-from intaglio.measure.choice.lenses import Given, Measured, Skip
+from intaglio.measure.choice.lenses import Given, Measured, Needs
 from intaglio.measure.choice.pair import compare, kl_nats
 
 
 def measure(found: Decision, given: Given) -> Measured:
     """What `compare` says of the decision, and for every token of the prompt both surprises and the KL there."""
-    if given.versus is None:
-        raise Skip("no_second")
     other = given.versus
+    if other is None:
+        raise Needs("other_tokenizer" if given.peers else "no_second", "--versus MODEL with the same tokenizer")
     numbers, tables = compare(found, other)
     log_p, log_q = (d.base.logits_BTV[0].double().log_softmax(-1) for d in (found, other))
     kl_T = kl_nats(log_p, log_q)
