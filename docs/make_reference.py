@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import intaglio
 from intaglio import errors
-from intaglio.cli import COMMANDS
+from intaglio.cli import COMMANDS, function_of
 from intaglio.tables import SCHEMA_VERSION, TABLES, TRACE_TABLES, Column, Table
 
 FOLDER = Path(__file__).parent / "reference"
@@ -71,12 +70,11 @@ def commands_page() -> str:
         "`intaglio COMMAND --help` says the same in the terminal. A mistake in what was asked is one line and exit "
         "code 2. Exit code 130: interrupted, and what was written is kept.\n\n"
     )
-    functions = [getattr(importlib.import_module(f"intaglio.commands.{name}"), name) for name in COMMANDS]
-    index = "".join(f"- [`intaglio {f.__name__}`](#intaglio-{f.__name__}): {_summary(f)}\n" for f in functions)
-    return NOTE + head + index + "".join(_command(f) for f in functions)
+    index = "".join(f"- [`intaglio {c}`](#intaglio-{c.replace(' ', '-')}): {_summary(function_of(c))}\n" for c in COMMANDS)
+    return NOTE + head + index + "".join(_command(c, function_of(c)) for c in COMMANDS)
 
 
-def _command(function: types.FunctionType) -> str:
+def _command(name: str, function: types.FunctionType) -> str:
     text, meanings = _numpy_sections(inspect.getdoc(function) or "")
     hints = typing.get_type_hints(function)
     rows = "".join(
@@ -84,7 +82,7 @@ def _command(function: types.FunctionType) -> str:
         for p in inspect.signature(function).parameters.values()
     )
     table = f"| parameter | takes | default | meaning |\n|---|---|---|---|\n{rows}"
-    return f"\n## intaglio {function.__name__}\n\n{text}\n\n{table}"
+    return f"\n## intaglio {name}\n\n{text}\n\n{table}"
 
 
 def _numpy_sections(doc: str) -> tuple[str, dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import sys
 import pytest
 
 import intaglio
-from intaglio.cli import COMMANDS
+from intaglio.cli import COMMANDS, GROUPS, function_of
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "scipy", "altair", "duckdb"}
 MOST_SECONDS = 1.5  # of processor time; about 0.4 on an idle machine
@@ -37,7 +36,7 @@ def help_of(*words: str) -> tuple[str, set[str], float]:
 
 
 def first_line(command: str) -> str:
-    function = getattr(importlib.import_module(f"intaglio.commands.{command}"), command)
+    function = function_of(command)
     return inspect.getdoc(function).splitlines()[0]
 
 
@@ -49,15 +48,16 @@ def flat(text: str) -> str:
 def test_help_lists_every_command_with_the_first_line_of_its_documentation(words):
     said, modules, seconds = help_of(*words)
     for command in COMMANDS:
-        assert f"{command} {first_line(command)}" in flat(said), command
+        group, _, _ = command.rpartition(" ")
+        assert (f"{group} {GROUPS[group]}" if group else f"{command} {first_line(command)}") in flat(said), command
     assert not HEAVY & modules and seconds < MOST_SECONDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_shows_an_example_and_every_option(command):
-    said, modules, seconds = help_of(command, "--help")
+    said, modules, seconds = help_of(*command.split(), "--help")
     assert f"intaglio {command} " in said.split("Examples:")[1] and first_line(command) in flat(said)
-    function = getattr(importlib.import_module(f"intaglio.commands.{command}"), command)
+    function = function_of(command)
     for name, parameter in inspect.signature(function).parameters.items():
         option = name.upper() if parameter.kind is parameter.POSITIONAL_ONLY else f"--{name.replace('_', '-')}"
         assert option in said or name.upper() in said, name
@@ -86,7 +86,7 @@ def test_what_is_shared_is_explained_once_and_alike():
     )
     with pytest.raises(KeyError, match="unheard"):
         explained(lambda unheard: None)
-    functions = [getattr(importlib.import_module(f"intaglio.commands.{c}"), c) for c in COMMANDS]
+    functions = [function_of(c) for c in COMMANDS]
     docs = [f"\n{inspect.getdoc(f)}\n" for f in functions]
     used = {name for name, text in HELP.items() if any(f"\n{name}\n    {text}\n" in doc for doc in docs)}
     assert used == set(HELP), "help that no command shows"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import shlex
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from intaglio.cli import COMMANDS, app
+from intaglio.cli import COMMANDS, app, function_of
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -27,7 +26,7 @@ def _read(path: Path) -> str:
 
 
 def _commands_in(text: str) -> set[str]:
-    return set(re.findall(r"\bintaglio (\w+)", text)) & set(COMMANDS)
+    return set(re.findall(rf"\bintaglio ({'|'.join(COMMANDS)})\b", text))
 
 
 def _slugs(text: str) -> set[str]:
@@ -45,7 +44,7 @@ def test_the_reference_is_what_the_code_says():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_is_documented(name: str):
-    function = inspect.unwrap(getattr(importlib.import_module(f"intaglio.commands.{name}"), name))
+    function = inspect.unwrap(function_of(name))
     doc = inspect.getdoc(function) or ""
     examples = re.search(r"^Examples:\n\n((?: {4}.*\n|\n)+)", doc, re.MULTILINE)
     assert examples and f"    intaglio {name} " in examples[1]

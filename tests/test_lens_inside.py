@@ -377,6 +377,11 @@ def traces() -> dict[str, Trace]:
     return made
 
 
+def _tuned_beside(tables: dict) -> None:
+    for row in tables["states"]:
+        row |= {f"tuned_{name}": row[name] for name in ("top", "rank", "kl_nats")}
+
+
 def variants(name: str, trace: Trace) -> list[dict]:
     """The lens as measured and with numbers that lead to every other sentence."""
     lens = trace.lenses[name]
@@ -413,6 +418,7 @@ def variants(name: str, trace: Trace) -> list[dict]:
         layers = lens["numbers"]["layers"]
         vary(target_chosen=False, few=1, decided=1)
         vary(few=None, decided=layers)
+        vary(_tuned_beside, tuned={"decided": 1, "held_out_kl_nats": 0.5, "logit_held_out_kl_nats": 3.0})
         for swap in ("no_versus", "unseen", "same"):
             vary(swap={"why_not": swap})
         vary(swap={"why_not": "length", "tokens": 3, "others": 4})

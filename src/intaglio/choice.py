@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from intaglio.measure.choice.effects import (
 )  # fmt: skip
 from intaglio.measure.choice.lenses import Given, Peer, measure_lenses
 from intaglio.measure.choice.runs import Change
+from intaglio.measure.choice.tuned import load_lens
+from intaglio.model.proof import prove
 from intaglio.views import Trace
 
 CLOSES = 1e-3  # logits: a ledger that is off by more says so
@@ -38,7 +41,7 @@ REFERENCE_TOKENS = 256
 def why(
     subject: Any, prompt: str | Sequence[int], *, target: str | int | None = None, against: str | int | None = None,
     chat: bool = False, at: int = 0, versus: Any = None, versus_prompt: str | None = None, lenses: Sequence[str] | None = None,
-    corpus: str | None = None, effects: bool = True, first_piece: bool = False, seed: int = 0,
+    corpus: str | None = None, tuned: str | Path | None = None, effects: bool = True, first_piece: bool = False, seed: int = 0,
     metric: Callable[[torch.Tensor], torch.Tensor] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Trace:  # fmt: skip
@@ -57,6 +60,7 @@ def why(
             from it (resample ablation).
         lenses: which lenses, by name; all of them if None.
         corpus: text of a reference corpus, for the lenses that need one.
+        tuned: a tuned lens of this model, as `intaglio lens train` writes it.
         effects: also run the model with each part replaced.
         first_piece: where `target` or `against` is several tokens, take the first.
         seed: of everything that is drawn.
@@ -69,6 +73,7 @@ def why(
     """
     model, tokenizer, name = _loaded(subject)
     start = time.perf_counter()
+    reader = None if tuned is None else load_lens(Path(tuned), prove(model))
     found = decide(model, tokenizer, prompt, target=target, against=against, chat=chat, at=at, first_piece=first_piece)
     shown = prompt if isinstance(prompt, str) else _plain_text(found)
     trace = Trace({"subject": name, "prompt": shown, "chat": chat, "at": at, **rows.about(found)}, decision=found)
@@ -91,6 +96,7 @@ def why(
     given = Given(
         shown, reference_ids(tokenizer), subject=name, chat=chat, corpus=corpus, peers=peers, versus_prompt=second,
         effects=mean, seed=seed,
+        tuned=reader,
     )  # fmt: skip
     trace.lenses = measure_lenses(found, given, lenses, lambda name: progress and progress(f"lens {name}", 1, 1))
     trace.about["seconds"] = time.perf_counter() - start

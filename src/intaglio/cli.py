@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
+import importlib
 import os
 import sys
+from collections.abc import Callable
+from operator import getitem
 
 from cyclopts import App, CycloptsError
 
@@ -14,7 +18,9 @@ from intaglio.errors import IntaglioError
 # what the machine refuses, wherever it is met: no space, no permission, a read-only file system, a name too long
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
-COMMANDS = ("train", "scan", "rows", "steps", "report", "compare", "query", "doctor", "why")
+COMMANDS = ("train", "scan", "rows", "steps", "report", "compare", "query", "doctor", "why", "lens train")
+
+GROUPS = {"lens": "Train what the choice study reads states with."}
 
 app = App(
     name="intaglio",
@@ -23,16 +29,28 @@ app = App(
     help_format="markdown",
     suppress_keyboard_interrupt=False,  # else cyclopts leaves without a word
 )
-for _place, _name in enumerate(COMMANDS):
-    app.command(f"intaglio.commands.{_name}:{_name}", name=_name, sort_key=_place)
+for _place, _command in enumerate(COMMANDS):
+    _group, _, _name = _command.rpartition(" ")
+    if _group:
+        _under = App(name=_group, help=GROUPS[_group], sort_key=_place)
+        app.command(_under)
+        _under.command(f"intaglio.commands.{_group}:{_name}", name=_name)
+    else:
+        app.command(f"intaglio.commands.{_name}:{_name}", name=_name, sort_key=_place)
+
+
+def function_of(command: str) -> Callable[..., None]:
+    """The function behind a command, such as "why" or "lens train"."""
+    words = command.split()
+    return getattr(importlib.import_module(f"intaglio.commands.{words[0]}"), words[-1])
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command; a user's fault is one line on stderr and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0].startswith("-"):
-        for name in COMMANDS:
-            app[name]  # imports it, so that the list of commands shows the first line of each
+    if not argv or argv[0].startswith("-") or argv[0] in GROUPS:
+        for command in COMMANDS:
+            functools.reduce(getitem, command.split(), app)  # imports it, so that the list shows the first line of each
     try:
         app(argv, exit_on_error=False, print_error=False)
     except (IntaglioError, CycloptsError) as error:

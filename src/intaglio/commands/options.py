@@ -8,9 +8,12 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+
+from intaglio.errors import InputError
 
 Several = Annotated[list[str] | None, Parameter(negative="", consume_multiple=False)]  # the option is repeated
 Probes = Several
@@ -41,3 +44,17 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
     lines = [f"{name}\n{said.get(name) or '    ' + HELP[name]}" for name in inspect.signature(command).parameters]
     command.__doc__ = f"{text.rstrip()}\n\n{_MARK}" + "\n".join(lines)
     return command
+
+
+def text_of(path: Path, what: str) -> str:
+    """A text file that a user named.
+
+    Raises:
+        InputError: it is not there, or not text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"no such {what}", got=str(path), expected="a text file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"the {what} is not text in UTF-8", got=str(path)) from None

@@ -1,8 +1,26 @@
-"""What is seen of a training while it goes."""
+"""What is seen of long work while it goes."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
+
+
+@contextlib.contextmanager
+def bars(console: Any) -> Iterator[Callable[[str, int, int], None]]:
+    """A function to be told (what, done, total): one bar for every what, gone at the end."""
+    from rich.progress import Progress as Bars
+
+    with Bars(console=console, transient=True) as shown:
+        tasks: dict[str, Any] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = shown.add_task(what, total=total)
+            shown.update(tasks[what], completed=done)
+
+        yield tell
 
 
 class Progress:

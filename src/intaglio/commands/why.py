@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intaglio.commands.options import Lang, Several, explained
+from intaglio.commands.options import Lang, Several, explained, text_of
 from intaglio.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def why(
     versus_prompt: str | None = None,
     lens: str | None = None,
     corpus: Path | None = None,
+    tuned: Path | None = None,
     effects: bool = True,
     first_piece: bool = False,
     out: Path | None = None,
@@ -76,6 +77,8 @@ def why(
         Only these lenses, by name, with commas between; all that apply if not given.
     corpus
         A text file as reference corpus, for the lenses that look one up.
+    tuned
+        A tuned lens of this model, made by intaglio lens train, to read the states on the way with.
     effects
         Run the model with each part replaced, and book what that did.
     first_piece
@@ -99,8 +102,8 @@ def why(
     console = Console() if sys.stdout.isatty() else Console(width=120)
     given: dict[str, Any] = dict(
         target=target, against=against, at=at, versus=versus, versus_prompt=versus_prompt, first_piece=first_piece, seed=seed,
-        effects=effects, corpus=_read_text(corpus) if corpus is not None else None,
-        lenses=lens.split(",") if lens is not None else None,
+        effects=effects, corpus=text_of(corpus, "corpus") if corpus is not None else None,
+        tuned=tuned, lenses=lens.split(",") if lens is not None else None,
     )  # fmt: skip
     if prompts is not None:
         _over_set(subject, prompts, given, json, console)
@@ -117,28 +120,11 @@ def why(
             console.print(f"  written: {path}", highlight=False, soft_wrap=True)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError("no such corpus", got=str(path)) from None
-    except UnicodeDecodeError:
-        raise InputError("the corpus is not text in UTF-8", got=str(path)) from None
-
-
 def _with_bars(subject: Any, given: dict[str, Any], console: Any) -> Trace:
-    from rich.progress import Progress
-
     from intaglio.choice import why as take_apart
+    from intaglio.commands.progress import bars
 
-    with Progress(console=console, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
+    with bars(console) as tell:
         return take_apart(subject, progress=tell, **given)
 
 
@@ -167,7 +153,7 @@ def _over_set(subject: str, path: Path, given: dict[str, Any], json: Path | None
 
 def _read_prompts(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for i, line in enumerate(_read_text(path).splitlines()):
+    for i, line in enumerate(text_of(path, "file of prompts").splitlines()):
         if not line.strip():
             continue
         try:

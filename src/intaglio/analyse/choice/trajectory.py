@@ -14,6 +14,8 @@ def find(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
         best = min(rows, key=lambda r: r["rank"])
         found.append(measured("asked", token=tok(about["target"]["text"]), best=whole(best["rank"] + 1), after=_after(best),
                               rank=whole(rows[-1]["rank"] + 1)))  # fmt: skip
+    if n["tuned"] is not None:
+        found.append(_tuned(n["tuned"], n["chosen"], rows))
     found.append(_candidates(n, rows))
     far = max(rows[1:], key=lambda r: r["step"])
     found.append(measured("step", after=_after(far), step=num(far["step"]), share=pct(far["step"] / max(far["length"], 1e-30)),
@@ -37,6 +39,11 @@ def _decided(n: dict[str, Any], rows: list[dict[str, Any]]) -> Sentence:
                         p=pct(before["probability"]))  # fmt: skip
     return measured("decided", token=tok(n["chosen"]), after=_after(rows[at]), left=whole(len(rows) - 1 - at),
                     layers=whole(n["layers"]), p=pct(rows[at]["probability"]))  # fmt: skip
+
+
+def _tuned(tuned: dict[str, Any], chosen: str, rows: list[dict[str, Any]]) -> Sentence:
+    return measured("tuned", token=tok(chosen), after=_after(rows[tuned["decided"]]), kl=num(tuned["held_out_kl_nats"]),
+                    plain=num(tuned["logit_held_out_kl_nats"]))  # fmt: skip
 
 
 def _candidates(n: dict[str, Any], rows: list[dict[str, Any]]) -> Sentence:

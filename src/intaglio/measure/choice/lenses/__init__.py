@@ -13,6 +13,7 @@ from typing import Any
 
 from intaglio.errors import InputError
 from intaglio.measure.choice.decision import Decision
+from intaglio.measure.choice.tuned import TunedLens
 from intaglio.trace import LENSES
 
 
@@ -44,6 +45,7 @@ class Given:
         versus_prompt: another decision: another prompt in the same model, or None.
         effects: measured effects of replacing parts by their means, where they were run.
         seed: of everything that is drawn.
+        tuned: a tuned lens of the model, where one was trained.
     """
 
     prompt: str
@@ -55,6 +57,7 @@ class Given:
     versus_prompt: Decision | None = None
     effects: Any = None
     seed: int = 0
+    tuned: TunedLens | None = None
 
     @property
     def versus(self) -> Decision | None:

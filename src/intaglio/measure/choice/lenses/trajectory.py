@@ -16,6 +16,7 @@ from torch import Tensor
 from intaglio.measure.choice.decision import Decision
 from intaglio.measure.choice.lenses import Given, Measured
 from intaglio.measure.choice.runs import ROWS, Kept, keys_and_values, resumed
+from intaglio.measure.choice.tuned import TunedLens
 from intaglio.model.capture import Capture
 from intaglio.model.modes import evaluating
 from intaglio.model.proof import raw_logits, shaped
@@ -25,11 +26,12 @@ FEW = 10.0  # candidates
 
 @torch.no_grad()
 def measure(found: Decision, given: Given) -> Measured:
-    """Steps, lens and decision layer; the swap where a second prompt of as many tokens is there."""
+    """Steps, lenses and decision layer; the swap where a second prompt of as many tokens is there."""
     states_SD = states(found.base)
     log_p_SV = lens(found, states_SD)
     rows = [{**step, **read} for step, read in zip(_steps(states_SD.double()), _read(found, log_p_SV))]
     chosen = int(found.logits_V.argmax())
+    tuned = _tuned(found, given.tuned, states_SD, rows, chosen)
     lengths = [r["step"] for r in rows[1:]]
     numbers: dict[str, Any] = {
         "chosen": found.written(chosen), "target_chosen": chosen == found.target,
@@ -37,9 +39,26 @@ def measure(found: Decision, given: Given) -> Measured:
         "few": settled([r["candidates"] < FEW for r in rows]), "path": sum(lengths),
         "distance": float((states_SD[-1] - states_SD[0]).double().norm()),
         "square": sum(x * x for x in lengths) ** 0.5,
+        "tuned": tuned,
     }  # fmt: skip
     numbers["swap"], swapped = _swap(found, given.versus_prompt)
     return Measured(numbers, {"states": rows, "swap": swapped})
+
+
+def _tuned(
+    found: Decision, reader: TunedLens | None, states_SD: Tensor, rows: list[dict[str, Any]], chosen: int
+) -> dict[str, Any] | None:
+    """What the tuned lens reads in the same states, put beside the logit lens in `rows`."""
+    if reader is None:
+        return None
+    read = _read(found, lens(found, reader.translate(states_SD).to(states_SD.dtype)))
+    for row, seen in zip(rows, read):
+        row |= {f"tuned_{name}": value for name, value in seen.items()}
+    return {
+        "decided": settled([r["token"] == chosen for r in read]), "fitted_tokens": reader.tokens,
+        "held_out_kl_nats": sum(reader.tuned_kl_nats) / len(reader.tuned_kl_nats),
+        "logit_held_out_kl_nats": sum(reader.logit_kl_nats) / len(reader.logit_kl_nats),
+    }  # fmt: skip
 
 
 def states(seen: Capture, position: int = -1) -> Tensor:

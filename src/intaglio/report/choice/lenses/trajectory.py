@@ -37,6 +37,9 @@ def _lens(t: Words, rows: list[dict[str, Any]], about: dict[str, Any]) -> Markup
     lines = [_line(t, places, "place", visible(about["target"]["text"]), "accent")]
     if about["against"] is not None:
         lines.append(_line(t, places, "other", visible(about["against"]["text"]), "against", (5, 3)))
+    if "tuned_rank" in rows[0]:
+        tuned = [{**r, "place": r["tuned_rank"] + 1} for r in rows]
+        lines.append(_line(t, tuned, "place", str(t("trajectory.axis.tuned")), "rb", (2, 2)))
     alive = _line(t, rows, "candidates", str(t("trajectory.axis.candidates_short")), "soft")
     drawn = [Panel(str(t("trajectory.axis.place")), lines, log=True),
              Panel(str(t("trajectory.axis.candidates")), [alive], log=True)]  # fmt: skip
@@ -61,7 +64,10 @@ def _table(t: Words, rows: list[dict[str, Any]]) -> Rows:
         for r in rows
     ]  # fmt: skip
     columns = ("after", "top", "probability", "target", "rank", "candidates", "kl", "step", "turn")
-    return Rows("states", columns, cells, frozenset(columns[2:]), SHOWN)
+    if "tuned_rank" in rows[0]:
+        columns = (*columns, "tuned_top", "tuned_rank", "tuned_kl")
+        cells = [(*c, token(r["tuned_top"]), r["tuned_rank"] + 1, r["tuned_kl_nats"]) for c, r in zip(cells, rows)]
+    return Rows("states", columns, cells, frozenset(columns[2:]) - {"tuned_top"}, SHOWN)
 
 
 def _swap(t: Words, rows: list[dict[str, Any]], swap: dict[str, Any]) -> Markup:
