@@ -66,5 +66,24 @@ addEventListener("load", () => setTimeout(() => {
       seen.sampled = before !== first();
     }
   }
+  if ($("#parts")) {
+    const click = el => el.dispatchEvent(new MouseEvent("click", { bubbles: true })), hash = () => new URLSearchParams(location.hash.slice(1)).get("part");
+    const name = () => $(".card") && $(".card h3 .addr").textContent, text = () => $(".card").textContent;
+    const columns = () => all(".card .sidename").map(e => e.textContent);
+    seen.parts = {};
+    click($("#answer .river .edge[data-source]")); seen.parts.edge = [name(), hash(), text()];
+    click($(".card [data-part*='attn.H']")); seen.parts.head = [name(), hash(), text()];
+    seen.parts.reads = all(".card .lane2").length; seen.parts.inside = $("#answer").contains($(".card"));
+    seen.parts.width = document.documentElement.scrollWidth - innerWidth;
+    click($("#answer .river .stem")); seen.parts.stem = [name(), text()];
+    const neuron = $(".card [data-part*='.N']"); if (neuron) { click(neuron); seen.parts.neuron = [name(), text()]; }
+    click($("#ledger [data-part]")); seen.parts.row = [$("#ledger [data-part]").textContent, name(), !!$(".card").closest("tr.cardrow")];
+    if ($("#side")) {
+      seen.parts.columns = columns(); const shown = () => all("[data-side]").filter(e => !e.hidden).length; seen.parts.shown = [shown()];
+      $("#side").value = "2"; $("#side").dispatchEvent(new Event("change")); seen.parts.other = columns(); seen.parts.shown.push(shown());
+      seen.parts.side = new URLSearchParams(location.hash.slice(1)).get("side"); seen.parts.both = document.documentElement.scrollWidth - innerWidth;
+    }
+    document.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true })); seen.parts.closed = !$(".card") && !hash();
+  }
   seen.faults = window.faults; document.title = "SEEN" + JSON.stringify(seen);
 }, 60));

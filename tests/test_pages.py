@@ -99,7 +99,7 @@ def decisions(tmp_path_factory) -> dict[str, str]:
 
     subject = load_subject(save_subject(tmp_path_factory.mktemp("page") / "subject"))
     long = "the cat sat on a red mat, and the dog ran far away <b>&amp;"
-    trace = why(subject, long, against="a", versus=subject, versus_prompt="one " + long, corpus=long)
+    trace = why(subject, long, against="a", versus=subject, versus_prompt="one " + long, versus_target="b", corpus=long)
     cyrillic = why(subject, "Кот на окне", effects=False)
     return {f"{name}-{lang}": t.to_html(lang=lang) for name, t in (("long", trace), ("кот", cyrillic)) for lang in ("en", "ru")}
 
@@ -114,3 +114,23 @@ def test_a_decision_stands_in_its_page(decisions, name, width, tmp_path):
     most, some, top = seen["edges"]
     assert most > some >= top >= 1 and seen["opened"] >= 2
     assert seen.get("sampled", True)
+
+
+@pytest.mark.parametrize("width", [1440, 900, 500])
+@pytest.mark.parametrize("lang", ["en", "ru"])
+def test_any_part_opens_in_place_with_both_sides(decisions, lang, width, tmp_path):
+    seen = visit(decisions[f"long-{lang}"], tmp_path, width)
+    found = seen["parts"]
+    assert seen["faults"] == [] and found["width"] <= 0 and found["both"] <= 0
+    assert re.fullmatch(r"L\d+", found["edge"][0]) and found["edge"][0] == found["edge"][1]
+    assert re.fullmatch(r"L\d+\.attn\.H\d+", found["head"][0]) and found["head"][0] == found["head"][1] and found["inside"]
+    assert found["reads"] >= 2 and ("Replaced by" in found["head"][2]) == (lang == "en")
+    assert re.fullmatch(r"L\d+\.mlp", found["stem"][0]) and re.fullmatch(r"L\d+\.mlp\.N\d+", found["neuron"][0])
+    assert found["row"][0] == found["row"][1] and found["row"][2]
+    assert len(found["columns"]) == len(found["other"]) == 2 and found["columns"][1] != found["other"][1]
+    assert found["shown"] == [1, 1] and found["side"] == "2" and found["closed"]
+
+
+def test_without_a_second_side_a_part_opens_alone(decisions, tmp_path):
+    found = visit(decisions["кот-ru"], tmp_path, 1440)["parts"]
+    assert "columns" not in found and found["closed"] and "Заменить" not in found["head"][2]

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from intaglio.errors import InputError
 from intaglio.measure.choice import rows
-from intaglio.measure.choice.decision import Decision, decide
+from intaglio.measure.choice.decision import Decision, decide, token_of
 from intaglio.measure.choice.effects import (
     Effects,
     all_parts,
@@ -30,6 +31,7 @@ from intaglio.measure.choice.lenses import Given, Peer, measure_lenses
 from intaglio.measure.choice.runs import Change
 from intaglio.measure.choice.tuned import load_lens
 from intaglio.model.proof import prove
+from intaglio.trace import TraceData
 from intaglio.views import Trace
 
 CLOSES = 1e-3  # logits: a ledger that is off by more says so
@@ -40,8 +42,9 @@ REFERENCE_TOKENS = 256
 
 def why(
     subject: Any, prompt: str | Sequence[int], *, target: str | int | None = None, against: str | int | None = None,
-    chat: bool = False, at: int = 0, versus: Any = None, versus_prompt: str | None = None, lenses: Sequence[str] | None = None,
-    corpus: str | None = None, tuned: str | Path | None = None, effects: bool = True, first_piece: bool = False, seed: int = 0,
+    chat: bool = False, at: int = 0, versus: Any = None, versus_prompt: str | None = None,
+    versus_target: str | int | None = None, lenses: Sequence[str] | None = None, corpus: str | None = None,
+    tuned: str | Path | None = None, effects: bool = True, first_piece: bool = False, seed: int = 0,
     metric: Callable[[torch.Tensor], torch.Tensor] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Trace:  # fmt: skip
@@ -58,6 +61,7 @@ def why(
             tokenizer, before the same tokens.
         versus_prompt: a second prompt for the same model; where it has as many tokens, replaced parts are also taken
             from it (resample ablation).
+        versus_target: a second token to ask about, in the same model after the same prompt.
         lenses: which lenses, by name; all of them if None.
         corpus: text of a reference corpus, for the lenses that need one.
         tuned: a tuned lens of this model, as `intaglio lens train` writes it.
@@ -78,25 +82,25 @@ def why(
     shown = prompt if isinstance(prompt, str) else _plain_text(found)
     trace = Trace({"subject": name, "prompt": shown, "chat": chat, "at": at, **rows.about(found)}, decision=found)
     trace.about["closes"] = trace.about["closure_logits"] < CLOSES
-    mean = _measure(found, _to_reference(found, tokenizer), "mean", trace, metric, progress) if effects else None
     second = None if versus_prompt is None else _second_prompt(found, versus_prompt, chat, at)
-    if second is not None:
-        alike = len(second.ids) == len(found.ids)
-        trace.about |= {"versus_prompt": versus_prompt, "versus_tokens": len(second.ids)}
-        if effects and alike:
-            changes = to_other(found.anatomy, found.base, second.base, all_parts(found.anatomy))
-            _measure(found, changes, "resample", trace, metric, progress)
+    third = None if versus_target is None else _second_target(found, versus_target, first_piece)
     peers = [_peer(found, one) for one in _several(versus)]
     if peers:
         trace.about["versus"] = [p.name for p in peers]
-    trace.rows |= {
-        "prompt": rows.prompt_rows(found), "candidates": rows.candidate_rows(found), "votes": rows.vote_rows(found, mean),
-        "neurons": rows.neuron_rows(found),
-    }  # fmt: skip
+    mean = _measure(found, _to_reference(found, tokenizer), "mean", trace, metric, progress) if effects else None
+    if second is not None:
+        trace.about |= {"versus_prompt": versus_prompt, "versus_tokens": len(second.ids)}
+        if effects and len(second.ids) == len(found.ids):
+            changes = to_other(found.anatomy, found.base, second.base, all_parts(found.anatomy))
+            _measure(found, changes, "resample", trace, metric, progress)
+    trace.rows |= _rows(found, mean)
+    sides = [("model", peer.name, peer.decision) for peer in peers]
+    sides += [] if second is None else [("prompt", versus_prompt, second)]
+    sides += [] if third is None else [("target", third.written(third.target), third)]
+    trace.beside = [TraceData({"kind": kind, "name": name, **rows.about(side)}, _rows(side, None)) for kind, name, side in sides]
     given = Given(
         shown, reference_ids(tokenizer), subject=name, chat=chat, corpus=corpus, peers=peers, versus_prompt=second,
-        effects=mean, seed=seed,
-        tuned=reader,
+        effects=mean, seed=seed, tuned=reader,
     )  # fmt: skip
     trace.lenses = measure_lenses(found, given, lenses, lambda name: progress and progress(f"lens {name}", 1, 1))
     trace.about["seconds"] = time.perf_counter() - start
@@ -132,6 +136,27 @@ def _second_prompt(found: Decision, prompt: str, chat: bool, at: int) -> Decisio
     second = decide(found.anatomy.model, found.tokenizer, prompt, target=found.target, chat=chat, at=at)
     second.against = found.against
     return second
+
+
+def _second_target(found: Decision, named: str | int, first_piece: bool) -> Decision:
+    """The same run, asked about another token.
+
+    Raises:
+        InputError: it is no token, or one of the two already asked about.
+    """
+    token = token_of(found.tokenizer, named, "the second target", first_piece)
+    if token in (found.target, found.against):
+        raise InputError("the second target is already one of the two tokens", got=found.written(token), expected="a third token")
+    third = Decision(found.anatomy, found.tokenizer, found.ids, token, found.against)
+    third.__dict__["base"] = found.base  # the run is the same
+    return third
+
+
+def _rows(found: Decision, effects: Effects | None) -> dict[str, list[dict[str, Any]]]:
+    return {
+        "prompt": rows.prompt_rows(found), "candidates": rows.candidate_rows(found), "votes": rows.vote_rows(found, effects),
+        "neurons": rows.neuron_rows(found), "upstream": rows.upstream_rows(found),
+    }  # fmt: skip
 
 
 def _several(versus: Any) -> list[Any]:

@@ -276,6 +276,17 @@ _TRACE = (
         Column("activation", "float64", "", "how strongly it fired"),
         Column("vote_logits", "float64", "logits", "its part of the MLP's vote"),
     )),
+    Table("upstream", ("head", "side", "part"), "why the loudest heads looked where they looked: their scores by who wrote", (
+        Column("head", "string", "", "the head, such as L3.attn.H5"),
+        Column("query", "int32", "", "position that looked: the last"),
+        Column("key", "int32", "", "position it read most of its vote from"),
+        Column("score", "float64", "", "query times key, scaled, before the softmax"),
+        Column("attention", "float64", "", "share of the head's attention that the key got"),
+        Column("side", "string", "", "query or key: which side the part wrote into"),
+        Column("part", "string", "", "the part that wrote there, or bias: what no part gave"),
+        Column("share", "float64", "", "what it gave to the score, in the score's own unit"),
+        Column("source", "int32", "", "position that part read it from; null if it is no head"),
+    )),
 )
 
 TRACE_TABLES: dict[str, Table] = {table.name: table for table in _TRACE}

@@ -35,11 +35,13 @@ class TraceData:
         about: the subject, the prompt as the model saw it, the question, sizes and the ledger's closing.
         rows: table name to its rows; the contract is `tables.TRACE_TABLES`.
         lenses: lens name to its `numbers` and `tables`, or to why it was `skipped`.
+        beside: other sides of the same question, each with `kind` (model, prompt or target) and `name` in its `about`.
     """
 
     about: dict[str, Any]
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     lenses: dict[str, dict[str, Any]] = field(default_factory=dict)
+    beside: list[TraceData] = field(default_factory=list)
 
     def table(self, name: str) -> pyarrow.Table:
         """A table as pyarrow; empty where it was not measured.
@@ -63,7 +65,8 @@ class TraceData:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """All of it as JSON; also written to `path` if one is given."""
-        whole = {"schema": SCHEMA, **self.about, "tables": self.rows, "lenses": self.lenses}
+        beside = [{**side.about, "tables": side.rows} for side in self.beside]
+        whole = {"schema": SCHEMA, **self.about, "tables": self.rows, "lenses": self.lenses, "beside": beside}
         text = json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False)
         if path is not None:
             Path(path).write_text(text + "\n", encoding="utf-8")

@@ -117,6 +117,7 @@ class Trace(TraceData):
         about: the subject, the prompt as the model saw it, the question, sizes and the ledger's closing.
         rows: table name to its rows; the contract is `tables.TRACE_TABLES`.
         lenses: lens name to its `numbers` and `tables`, or to why it was `skipped`.
+        beside: other sides of the same question, each with `kind` (model, prompt or target) and `name` in its `about`.
         decision: the model's run, for arrays and for tracing further; None in a trace that was read from a file.
     """
 

@@ -28,6 +28,7 @@ def why(
     at: int = 0,
     versus: Several = None,
     versus_prompt: str | None = None,
+    versus_target: str | None = None,
     lens: str | None = None,
     corpus: Path | None = None,
     tuned: Path | None = None,
@@ -73,6 +74,8 @@ def why(
         same tokens.
     versus_prompt
         A second prompt for the same model; one of as many tokens also gives its parts for replacement.
+    versus_target
+        A second token to ask about, beside the first.
     lens
         Only these lenses, by name, with commas between; all that apply if not given.
     corpus
@@ -101,9 +104,9 @@ def why(
 
     console = Console() if sys.stdout.isatty() else Console(width=120)
     given: dict[str, Any] = dict(
-        target=target, against=against, at=at, versus=versus, versus_prompt=versus_prompt, first_piece=first_piece, seed=seed,
-        effects=effects, corpus=text_of(corpus, "corpus") if corpus is not None else None,
-        tuned=tuned, lenses=lens.split(",") if lens is not None else None,
+        target=target, against=against, at=at, versus=versus, versus_prompt=versus_prompt, versus_target=versus_target,
+        first_piece=first_piece, seed=seed, effects=effects, tuned=tuned, lenses=lens.split(",") if lens is not None else None,
+        corpus=text_of(corpus, "corpus") if corpus is not None else None,
     )  # fmt: skip
     if prompts is not None:
         _over_set(subject, prompts, given, json, console)

@@ -9,10 +9,13 @@ import torch
 from intaglio.address import Address
 from intaglio.measure.choice.decision import Decision
 from intaglio.measure.choice.effects import Effects
+from intaglio.measure.choice.upstream import trace_tree
 
 CANDIDATES = 200  # likeliest tokens kept
 NEURONS = 40  # strongest neurons kept, over all layers
 TERMS = 12  # other votes kept for each effect
+TRACED = 12  # heads whose looking is taken apart
+WRITERS = 5  # parts named on each side of a score
 
 
 def prompt_rows(found: Decision) -> list[dict[str, Any]]:
@@ -90,6 +93,22 @@ def neuron_rows(found: Decision) -> list[dict[str, Any]]:
         for n in votes.abs().topk(min(NEURONS, len(votes))).indices.tolist():
             rows.append({"layer": i, "neuron": n, "activation": float(layer.neurons_BN[0, n]), "vote_logits": float(votes[n])})
     return sorted(rows, key=lambda r: -abs(r["vote_logits"]))[:NEURONS]
+
+
+def upstream_rows(found: Decision) -> list[dict[str, Any]]:
+    """For the heads with the strongest votes: which earlier parts made them look at the token they read most from."""
+    if found.anatomy.bypasses:
+        return []
+    votes, by_source = found.votes, found.ledger.source_votes(found.base, found.votes)
+    strongest = sorted(
+        ((abs(v), a) for a, v in zip(votes.addresses, votes.votes_BP[0].tolist()) if a.head is not None),
+        key=lambda pair: -pair[0],
+    )[:TRACED]  # fmt: skip
+    rows, last = [], len(found.ids) - 1
+    for _, a in strongest:
+        key = int(by_source[a.layer, a.head].abs().argmax())
+        rows += trace_tree(found.anatomy, found.base, a.layer, a.head, query=last, key=key, depth=1, width=WRITERS)
+    return [{k: v for k, v in row.items() if k != "depth"} for row in rows]
 
 
 def about(found: Decision) -> dict[str, Any]:

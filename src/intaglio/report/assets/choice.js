@@ -1,17 +1,20 @@
 // The choice page: threshold of the picture, sampling sliders, what is open. State lives in the address.
-(() => {
-  const $ = q => document.querySelector(q), all = q => [...document.querySelectorAll(q)];
+const Kept = (() => {
   const state = new URLSearchParams(location.hash.slice(1).includes("=") ? location.hash.slice(1) : "");
   const keep = () => { try { history.replaceState(null, "", state.toString() ? "#" + state : location.pathname + location.search); } catch { /* a page opened from disk may not */ } };
+  return { state, keep };
+})();
+(() => {
+  const $ = q => document.querySelector(q), all = q => [...document.querySelectorAll(q)], { state, keep } = Kept;
 
   const river = $(".river"), slider = $("#threshold");
   if (river && slider) {
     $("#river-tools").hidden = false;
-    const top = Number(river.dataset.top), marks = all(".river [data-v]");
+    const top = Math.max(...all(".river[data-top]").map(r => Number(r.dataset.top))), marks = all(".river [data-v]");
     const apply = () => {
       const least = top * (slider.value / 100) ** 2;
       marks.forEach(m => m.classList.toggle("off", Number(m.dataset.v) < least));
-      $("#threshold-out").textContent = "≥ " + least.toLocaleString(document.documentElement.lang, { minimumFractionDigits: 2, maximumFractionDigits: 2 }) + " · " + marks.filter(m => !m.classList.contains("off")).length;
+      $("#threshold-out").textContent = "≥ " + least.toLocaleString(document.documentElement.lang, { minimumFractionDigits: 2, maximumFractionDigits: 2 }) + " · " + all("#answer .river [data-v]:not(.off)").length;
     };
     if (state.has("least")) slider.value = state.get("least");
     slider.addEventListener("input", () => { state.set("least", slider.value); keep(); apply(); });

@@ -12,7 +12,9 @@ from typing import Any
 from markupsafe import Markup
 
 from intaglio.report.charts.base import colour_rules
+from intaglio.report.choice.beside import beside
 from intaglio.report.choice.blocks import drawn
+from intaglio.report.choice.opened import opened
 from intaglio.report.choice.river import river
 from intaglio.report.choice.words import Words, part, token, visible
 from intaglio.report.page import asset, environment
@@ -41,10 +43,10 @@ def render_choice(
     return environment().get_template("choice.html.jinja").render(
         t=t, n=t.numbers, lang=lang, about=trace.about, answer=[(s.mark, t.sentence("page", s)) for s in answer],
         prompt=_prompt(t, trace), river=river(t, trace.about, trace.rows["prompt"], trace.rows["votes"]),
-        votes=_votes(t, trace), sections=[s for s in sections if not s["skipped"]],
+        votes=_votes(t, trace), beside=beside(t, trace), parts=_as_json(opened(t, trace)),
+        sections=[s for s in sections if not s["skipped"]],
         skipped=[s for s in sections if s["skipped"]], data=_data(trace), ids=", ".join(map(str, trace.about["ids"])),
-        css=_css(), js=Markup(asset("page.js") + asset("choice.js")), version=metadata.version("intaglio"), token=token,
-        visible=visible,
+        css=_css(), js=_js(), version=metadata.version("intaglio"), token=token, visible=visible,
     )  # fmt: skip
 
 
@@ -60,13 +62,17 @@ def render_lens(trace: TraceData, name: str, findings: Sequence[Sentence], *, la
     t = Words(lang)
     section = _section(t, name, trace, findings)
     return environment().get_template("choice_alone.html.jinja").render(
-        t=t, lang=lang, section=section, pictures=pictures, css=_css(), js=Markup(asset("page.js") + asset("choice.js")),
+        t=t, lang=lang, section=section, pictures=pictures, css=_css(), js=_js(),
         data=_data(trace),
     )  # fmt: skip
 
 
 def _css() -> Markup:
     return Markup(asset("page.css")) + colour_rules() + Markup(asset("choice.css"))
+
+
+def _js() -> Markup:
+    return Markup("\n".join(asset(name) for name in ("page.js", "choice.js", "parts.js")))
 
 
 def _section(t: Words, name: str, trace: TraceData, found: Sequence[Sentence]) -> dict[str, Any]:
@@ -152,7 +158,10 @@ def _data(trace: TraceData) -> Markup:
         "tokens": [visible(r["text"]) for r in rows], "logits": [round(r["logit"], 4) for r in rows],
         "stored": sum(r["probability"] for r in rows),
     }  # fmt: skip
-    text = json.dumps(kept, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", " ").replace("\u2029", " ")
-    return Markup(text)
+    return _as_json(kept)
 
 
+def _as_json(data: object) -> Markup:
+    """Data inside a script element: nothing in it ends the element or a line of the script."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", " ").replace("\u2029", " "))

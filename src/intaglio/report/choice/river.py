@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -15,14 +16,27 @@ MOST_EDGES = 160
 HEADS = 6  # named in an edge's hover text
 
 
-def river(t: Words, about: dict[str, Any], prompt: list[dict[str, Any]], votes: list[dict[str, Any]]) -> Markup:
-    """Edges from every token (column) at every layer (row, the first at the bottom) to the last token; MLPs on its stem."""
+def strongest(votes: list[dict[str, Any]]) -> float:
+    """The largest line or square of the picture, in logits."""
+    edges, stems = _summed(votes)
+    return max([abs(e["vote"]) for e in (*edges.values(), *stems.values())], default=0.0) or 1.0
+
+
+def river(
+    t: Words, about: dict[str, Any], prompt: list[dict[str, Any]], votes: list[dict[str, Any]], *,
+    top: float | None = None, width: int = WIDTH,
+) -> Markup:  # fmt: skip
+    """Edges from every token (column) at every layer (row, the first at the bottom) to the last token; MLPs on its stem.
+
+    Args:
+        top: the vote that is drawn widest, in logits; the picture's own strongest if not given.
+    """
     n, layers, height = len(prompt), about["layers"], about["layers"] * ROW
     edges, stems = _summed(votes)
-    top = max([abs(e["vote"]) for e in (*edges.values(), *stems.values())], default=1.0)
+    top = strongest(votes) if top is None else top
 
     def x(i: int) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (i + 0.5) / n
+        return LEFT + (width - LEFT - RIGHT) * (i + 0.5) / n
 
     def y(layer: int) -> float:
         return TOP + height - ROW * (layer + 0.5)
@@ -35,11 +49,14 @@ def river(t: Words, about: dict[str, Any], prompt: list[dict[str, Any]], votes: 
         drawn.append(_edge(t, x(source), last, y(layer), edge, top, prompt[source]["text"], layer, source))
     for layer, stem in stems.items():
         drawn.append(_stem(t, last, y(layer), stem, top, layer))
-    labels = [_label(x(i), TOP + height + 12, row["letters"] or "‥", n) for i, row in enumerate(prompt)]
-    size = TOP + height + (20 if n <= 12 else 86)
+    room = (width - LEFT - RIGHT) / n  # for a column
+    flat, step = room * 12 >= WIDTH - LEFT - RIGHT, max(1, math.ceil(10 / room))
+    labels = [_label(x(i), TOP + height + 12, row["letters"] or "‥", flat)
+              for i, row in enumerate(prompt) if (n - 1 - i) % step == 0]  # fmt: skip
+    size = TOP + height + (20 if flat else 86)
     return Markup(
         '<svg class="river" viewBox="0 0 {} {}" role="img" aria-label="{}" data-top="{:.4f}">{}{}{}</svg>'
-    ).format(WIDTH, size, t("page.river.label"), top, Markup("").join(drawn), Markup("").join(labels),
+    ).format(width, size, t("page.river.label"), top, Markup("").join(drawn), Markup("").join(labels),
              _end(t, about, last, TOP + 4))  # fmt: skip
 
 
@@ -86,13 +103,13 @@ def _stem(t: Words, x: float, y: float, stem: dict, top: float, layer: int) -> M
 
 
 def _rule(t: Words, layer: int, y: float) -> Markup:
-    return Markup('<text class="lay" x="{}" y="{:.1f}">{}</text>').format(LEFT - 8, y + 4, f"L{layer}")
+    return Markup('<text class="lay addr" tabindex="0" x="{}" y="{:.1f}">L{}</text>').format(LEFT - 8, y + 4, layer)
 
 
-def _label(x: float, y: float, text: str, n: int) -> Markup:
+def _label(x: float, y: float, text: str, flat: bool) -> Markup:
     shown = visible(text)
     shown = shown if len(shown) <= 14 else shown[:13] + "…"
-    if n <= 12:
+    if flat:
         return Markup('<text class="tok-label" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(x, y, shown)
     return Markup('<text class="tok-label" transform="translate({:.1f},{}) rotate(-58)" text-anchor="end">{}</text>').format(
         x + 4, y - 4, shown)  # fmt: skip
