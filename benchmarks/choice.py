@@ -117,7 +117,7 @@ def main() -> None:
         second = capture(anatomy, torch.tensor([other]))
     heads = [a for a in all_parts(anatomy) if a.head is not None]
     changes = to_other(anatomy, found.base, second, heads)
-    seconds, estimates = timed(lambda: estimate_effects(anatomy, found.ids_BT, found.question, changes), 3)
+    seconds, estimates = timed(lambda: estimate_effects(anatomy, found.ids_BT, found.question.of, changes), 3)
     line("attribution patching of all heads", seconds, forward)
     exact = None
     for way in given.sweeps:

@@ -172,7 +172,7 @@ def test_the_first_order_estimate_is_the_slope_of_the_effect():
             for now in [base.layers[c.layer].mlp_BTD[0] if c.head is None else base.layers[c.layer].z_BTHd[0, :, c.head]]
         ]
         exact = measure_effects(anatomy, base, question, changes).effect_C
-        estimate = estimate_effects(anatomy, given, question, changes)
+        estimate = estimate_effects(anatomy, given, question.of, changes)
         off.append(float((exact - estimate).abs().max()))
         assert off[-1] < 0.1 * float(exact.abs().max())
     assert off[1] < 0.35 * off[0]  # a second-order remainder falls with the square

@@ -49,7 +49,8 @@ def test_every_side_holds_its_own_votes(trace, data):
     for side, kept in zip((trace, *trace.beside), data["sides"]):
         votes = {r["address"]: r for r in side.rows["votes"]}
         assert kept["parts"].keys() == votes.keys()
-        for address, (vote, effect) in kept["parts"].items():
+        for address, (vote, effect, metric) in kept["parts"].items():
+            assert metric is None
             assert vote == near(votes[address]["part_logits"])
             assert effect == (None if votes[address]["effect_logits"] is None else near(votes[address]["effect_logits"]))
         for head, reads in kept["reads"].items():
@@ -156,3 +157,11 @@ def test_a_second_target_must_be_a_third_token(subject):
 def test_data_cannot_end_the_script(subject):
     page = why(subject, "</script><b>x", effects=False, lenses=[]).to_html()
     assert page.count("</script>") == page.count("<script") and "</script><b>" not in page
+
+
+def test_tokens_without_a_shape_are_seen():
+    from intaglio.report.choice.words import visible
+
+    assert visible(" a\n\t") == "·a⏎⇥" and visible("") == "∅" and visible("й") == "й" and visible("и\u0306") == "и\u0306"
+    assert visible("\u200b") == "⟨200B⟩" and visible("\u0301") == "◌\u0301" and visible("\x00\xa0") == "⟨0000⟩⍽"
+    assert visible("\u202eabc") == "⟨202E⟩abc" and visible("🙂") == "🙂"

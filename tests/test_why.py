@@ -157,10 +157,27 @@ def test_a_prompt_of_ids_is_the_text_s_own_decision(subject):
     assert found.about["prompt"] == PROMPT and found.rows == text.rows
 
 
-def test_a_metric_of_ones_own_is_measured(subject):
-    found = wired.why(subject, PROMPT, against="a", lenses=[], metric=lambda logits: logits.softmax(-1)[:, 5])
-    values = [r["metric"] for r in found.rows["effects"]]
-    assert any(abs(v) > 1e-6 for v in values) and all(abs(v) <= 1 for v in values)
+def test_a_metric_of_ones_own_takes_the_difference_s_place(subject, monkeypatch):
+    def fifth(logits):
+        return logits.softmax(-1)[:, 5]
+
+    found = wired.why(subject, PROMPT, against="a", lenses=[], metric=fifth)
+    p = float(found.decision.logits_V.softmax(-1)[5])
+    assert found.about["metric"] == {"name": "fifth", "value": pytest.approx(p)}
+    falls = {r["address"]: r["metric"] for r in found.rows["effects"]}
+    assert any(abs(v) > 1e-6 for v in falls.values()) and all(abs(v) <= 1 for v in falls.values())
+    assert all(r["effect_metric"] == falls.get(r["address"]) for r in found.rows["votes"])
+    strongest = max(falls, key=lambda a: abs(falls[a]))
+    for lang, said in (("en", f"{strongest} mattered most to fifth"), ("ru", f"для fifth важнее всех {strongest}")):
+        assert said in re.sub(r"\s+", " ", Reader(found.to_html(lang=lang)).text)
+    monkeypatch.setattr(wired, "ALL_PRODUCTS", 0.0)  # as on a large model: parts are screened, by the metric too
+    monkeypatch.setattr(wired, "SCREENED", 2)
+    screened = wired.why(subject, PROMPT, against="a", lenses=[], metric=fifth)
+    estimates = {r["address"]: abs(r["estimate_logits"]) for r in found.rows["effects"]}
+    assert {r["address"] for r in screened.rows["effects"]} == set(sorted(estimates, key=estimates.get)[-2:])
+    for wrong in (lambda logits: logits, lambda logits: 1.0):
+        with pytest.raises(InputError, match="one number for each row"):
+            wired.why(subject, PROMPT, lenses=[], metric=wrong)
 
 
 def test_the_nth_token_of_the_answer(subject):

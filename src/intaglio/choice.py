@@ -68,7 +68,8 @@ def why(
         effects: also run the model with each part replaced.
         first_piece: where `target` or `against` is several tokens, take the first.
         seed: of everything that is drawn.
-        metric: (B, V) logits to (B,) numbers, measured in place of the logit difference in `effects`.
+        metric: (B, V) logits to (B,) numbers: effects are then shown, ranked and screened by its fall, and booked in
+            logits beside it. Its `__name__` stands on the page.
         progress: told (what, done, total) while parts are replaced.
 
     Raises:
@@ -87,6 +88,8 @@ def why(
     peers = [_peer(found, one) for one in _several(versus)]
     if peers:
         trace.about["versus"] = [p.name for p in peers]
+    if metric is not None:
+        trace.about["metric"] = {"name": getattr(metric, "__name__", "metric"), "value": _value(metric, found)}
     mean = _measure(found, _to_reference(found, tokenizer), "mean", trace, metric, progress) if effects else None
     if second is not None:
         trace.about |= {"versus_prompt": versus_prompt, "versus_tokens": len(second.ids)}
@@ -159,6 +162,20 @@ def _rows(found: Decision, effects: Effects | None) -> dict[str, list[dict[str, 
     }  # fmt: skip
 
 
+def _value(metric: Callable[[torch.Tensor], torch.Tensor], found: Decision) -> float:
+    """The metric of the unchanged run.
+
+    Raises:
+        InputError: it does not give one number for each row of logits.
+    """
+    logits_BV = found.logits_V[None].repeat(2, 1)
+    given = metric(logits_BV)
+    if not isinstance(given, torch.Tensor) or given.shape != (2,):
+        got = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        raise InputError("the metric must give one number for each row of logits", got=got, expected="shape (B,) for (B, V)")
+    return float(given[0])
+
+
 def _several(versus: Any) -> list[Any]:
     """One model or a list of them; a pair (model, tokenizer) is one."""
     if versus is None:
@@ -192,7 +209,7 @@ def _measure(
     found: Decision, changes: list[Change], ablation: str, trace: Trace, metric: Callable | None, progress: Callable | None
 ) -> Effects:
     """Run all parts, or on a large model those that a first-order screen picks; the trace says which."""
-    estimates = estimate_effects(found.anatomy, found.ids_BT, found.question, changes)
+    estimates = estimate_effects(found.anatomy, found.ids_BT, metric or found.question.of, changes)
     picked = list(range(len(changes)))
     if products(found) > ALL_PRODUCTS:
         picked = sorted(estimates.abs().argsort(descending=True)[:SCREENED].tolist())

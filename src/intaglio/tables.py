@@ -249,6 +249,7 @@ _TRACE = (
         Column("vote_logits", "float64", "logits", "what was put on the scales, for the target if positive"),
         Column("part_logits", "float64", "logits", "vote of the whole part: a head's over all its sources"),
         Column("effect_logits", "float64", "logits", f"{_FALL} (the whole part; null where it was not run)"),
+        Column("effect_metric", "float64", "", "the same fall of a metric of one's own; null where none was given"),
         Column("attention", "float64", "", "share of the head's attention that the source got"),
     )),
     Table("effects", ("address", "ablation"), "what replacing a part did, booked", (
@@ -259,7 +260,8 @@ _TRACE = (
         Column("others_logits", "float64", "logits", "of which changes of all other votes, downstream"),
         Column("norm_logits", "float64", "logits", "of which the final norm's new scale"),
         Column("shape_logits", "float64", "logits", "of which scaling and capping of logits"),
-        Column("estimate_logits", "float64", "logits", "first-order estimate from one backward (attribution patching)"),
+        Column("estimate_logits", "float64", "logits", "first-order estimate from one backward (attribution patching); of the "
+               "metric of one's own, where one was given"),
         Column("closure_logits", "float64", "logits", "abs(effect - sum of its terms): 0 when the books close"),
         Column("metric", "float64", "", "fall of a metric of one's own, where one was given"),
     )),

@@ -248,4 +248,6 @@ def _votes_table(trace: Trace) -> Any:
 
 
 def _shown(text: str) -> str:
-    return "«" + text.replace("\n", "⏎").replace(" ", "·") + "»"
+    from intaglio.report.choice.words import visible
+
+    return f"«{visible(text)}»"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from intaglio.sentences import Sentence, measured, part, pct, signed, tok, unknown, whole
+from intaglio.sentences import Sentence, measured, part, pct, plain, signed, tok, unknown, whole
 from intaglio.trace import TraceData
 
 
@@ -64,6 +64,12 @@ def _without(trace: TraceData, rows: list[dict[str, Any]]) -> Sentence:
     effects = [r for r in trace.rows.get("effects", []) if r["ablation"] == "mean"]
     if not effects:
         return unknown("not_replaced")
+    metric = trace.about.get("metric")
+    if metric is not None:
+        strongest = max(effects, key=lambda r: abs(r["metric"]))
+        return measured("without_metric", address=part(strongest["address"]), metric=plain(metric["name"]),
+                        effect=signed(strongest["metric"]), value=signed(metric["value"]), run=whole(len(effects)),
+                        logits=signed(strongest["effect_logits"]))  # fmt: skip
     strongest = max(effects, key=lambda r: abs(r["effect_logits"]))
     votes = {r["address"]: r["part_logits"] for r in rows}
     loud = [r for r in effects if abs(r["effect_logits"]) > 2 * abs(votes.get(r["address"], 0.0)) + 0.1]

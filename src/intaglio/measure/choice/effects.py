@@ -36,7 +36,7 @@ class Effects:
         shape_C: of which scaling and capping of logits.
         parts: the P columns of `others_CP`.
         closure_C: abs(effect - sum of all terms).
-        metric_C: fall of a user's own metric in place of the logit difference, or None.
+        metric_C: fall of a metric of the user's own, or None.
     """
 
     addresses: list[Address]
@@ -107,7 +107,7 @@ def measure_effects(
     """Run every change and book what it did.
 
     Args:
-        metric: (B, V) logits to (B,) numbers, instead of the logit difference beside it.
+        metric: (B, V) logits to (B,) numbers, measured beside the logit difference.
         progress: told how many changes have been run since it was last called.
     """
     ending = ending_of(base, position)
@@ -143,15 +143,15 @@ def _booked(was: Votes, now: Votes, own_column_B: Tensor) -> tuple[Tensor, ...]:
 
 
 def estimate_effects(
-    anatomy: Anatomy, ids_BT: Tensor, question: Question, changes: Sequence[Change], *, position: int = -1
+    anatomy: Anatomy, ids_BT: Tensor, metric: Callable[[Tensor], Tensor], changes: Sequence[Change], *, position: int = -1
 ) -> Tensor:
-    """(C,) attribution patching: first-order estimates of all effects from one backward."""
+    """(C,) attribution patching: first-order estimates of all effects on a metric of the logits, from one backward."""
     with torch.no_grad():
         embeds = anatomy.model.get_input_embeddings()(ids_BT)
     with torch.enable_grad():
         embeds.requires_grad_(True)
         seen = capture(anatomy, ids_BT, grad=True, embeds_BTD=embeds)
-        total = question.of(seen.logits_BTV[:, position]).sum()
+        total = metric(seen.logits_BTV[:, position]).sum()
         grads = torch.autograd.grad(total, [t for a in seen.layers for t in a.graph])
     found = []
     for change in changes:

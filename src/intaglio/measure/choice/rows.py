@@ -39,11 +39,13 @@ def vote_rows(found: Decision, effects: Effects | None) -> list[dict[str, Any]]:
     """Every line of the ledger: a head's by source, every other part's whole."""
     votes, measured = found.votes, {}
     if effects is not None:
-        measured = dict(zip(effects.addresses, effects.effect_C.tolist()))
+        metric_C = [None] * len(effects.addresses) if effects.metric_C is None else effects.metric_C.tolist()
+        measured = dict(zip(effects.addresses, zip(effects.effect_C.tolist(), metric_C)))
     by_source = found.ledger.source_votes(found.base, votes)
     rows = []
     for address, vote in zip(votes.addresses, votes.votes_BP[0].tolist()):
-        whole = {"address": str(address), "part_logits": vote, "effect_logits": measured.get(address)}
+        effect, metric = measured.get(address, (None, None))
+        whole = {"address": str(address), "part_logits": vote, "effect_logits": effect, "effect_metric": metric}
         if address.head is None:
             rows.append({**whole, "source": None, "token": None, "vote_logits": vote, "attention": None})
             continue
@@ -54,8 +56,8 @@ def vote_rows(found: Decision, effects: Effects | None) -> list[dict[str, Any]]:
         ]
     for name, value in (("unembed.scale", votes.scaling_B), ("unembed.softcap", votes.softcap_B)):
         if float(value[0]):
-            rows.append({"address": name, "part_logits": float(value[0]), "effect_logits": None, "source": None,
-                         "token": None, "vote_logits": float(value[0]), "attention": None})  # fmt: skip
+            rows.append({"address": name, "part_logits": float(value[0]), "effect_logits": None, "effect_metric": None,
+                         "source": None, "token": None, "vote_logits": float(value[0]), "attention": None})  # fmt: skip
     return rows
 
 

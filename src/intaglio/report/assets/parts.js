@@ -1,7 +1,7 @@
 // Any part opens in place: a layer, a head, an MLP, a neuron; beside it the same part of the other side, if one is chosen.
 (() => {
   const holder = document.getElementById("parts"); if (!holder) return;
-  const { words, sides } = JSON.parse(holder.textContent), lang = document.documentElement.lang;
+  const { words, sides, metric } = JSON.parse(holder.textContent), lang = document.documentElement.lang;
   const { state, keep } = Kept;
   const number = x => x.toLocaleString(lang, Math.abs(x) >= 100 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 3 }).replace("-", "−");
   const signed = x => x === null || x === undefined ? words.unmeasured : (x > 0 ? "+" : "") + number(x);
@@ -32,6 +32,10 @@
     facts(to, ["own", "others", "norm", "shape"].filter(n => n !== "shape" || b.shape).map(n => [words[n], signed(b[n])]));
     if (b.changed.length) { const line = add(to, "p", "note", words.changed + " "); b.changed.forEach(([part, change], i) => line.append(i ? ", " : "", chip(part), " " + signed(-change))); }
   });
+  const weighed = (side, a, to) => {
+    const [vote, effect, own] = side.parts[a];
+    facts(to, [[words.vote, signed(vote)], [words.effect, signed(effect)], ...(metric && own !== null ? [[metric, signed(own)]] : [])]); return vote;
+  };
   const show = {
     layer(side, a, p, to, source) {
       const heads = Object.keys(side.parts).filter(n => n.startsWith(a + ".attn.H")), of = h => source === undefined ? side.parts[h][0] : ((side.reads[h] || []).find(r => r[0] === source) || [0, 0])[1];
@@ -39,12 +43,11 @@
       const head = source === undefined ? [words.vote] : [document.createTextNode(words.from_token + " "), token(side, source)];
       table(to, [[words.part], [words.vote, 1], [words.effect, 1], [words.read]], [...rows.map(([h, v]) => [chip(h), signed(side.parts[h][0]), signed(side.parts[h][1]),
         (side.reads[h] || []).slice(0, 3).flatMap(r => [token(side, r[0]), " " + signed(r[1]) + "  "])]),
-        ...(a + ".mlp" in side.parts ? [[chip(a + ".mlp"), ...side.parts[a + ".mlp"].map(signed), ""]] : [])]);
+        ...(a + ".mlp" in side.parts ? [[chip(a + ".mlp"), ...side.parts[a + ".mlp"].slice(0, 2).map(signed), ""]] : [])]);
       if (source !== undefined) { const note = add(to, "p", "note"); note.append(...head, ": ", ...rows.slice(0, 6).flatMap(([h, v], i) => [i ? ", " : "", chip(h), " " + signed(v)])); }
     },
     head(side, a, p, to) {
-      const [vote, effect] = side.parts[a]; facts(to, [[words.vote, signed(vote)], [words.effect, signed(effect)]]);
-      add(to, "h4", "", words.read);
+      const vote = weighed(side, a, to); add(to, "h4", "", words.read);
       const reads = side.reads[a] || []; bars(to, reads.map(r => [token(side, r[0]), r[1], words.attention + " " + percent(r[2])]));
       const rest = vote - reads.reduce((sum, r) => sum + r[1], 0); if (side.tokens.length > reads.length) add(to, "p", "note", words.others_read + " " + signed(rest));
       booked(side, a, to);
@@ -54,7 +57,7 @@
         up.by[name].forEach(([part, share, from]) => { const row = add(one, "div", "by"); row.append(part === "bias" ? words.bias : chip(part), " " + signed(share)); if (from !== null) row.append(" " + words.by + " ", token(side, from)); }); });
     },
     mlp(side, a, p, to) {
-      const [vote, effect] = side.parts[a]; facts(to, [[words.vote, signed(vote)], [words.effect, signed(effect)]]); booked(side, a, to);
+      weighed(side, a, to); booked(side, a, to);
       const own = side.neurons[p.layer] || []; if (!own.length) { add(to, "p", "note", words.no_neurons); return; }
       add(to, "h4", "", words.neurons); table(to, [[words.neuron], [words.activation, 1], [words.vote, 1]], own.map(n => [chip(a + ".N" + n[0]), number(n[1]), signed(n[2])]));
     },

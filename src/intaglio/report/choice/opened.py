@@ -22,7 +22,9 @@ WORDS = (
 def opened(t: Words, trace: TraceData) -> dict[str, Any]:
     """The sides, this one first, each with its parts; and the words around them."""
     sides = [_side(str(t("page.card.here")), trace), *(_side(str(side_name(t, side)), side) for side in trace.beside)]
-    return {"words": {name: str(t(f"page.card.{name}")) for name in WORDS}, "sides": sides}
+    metric = trace.about.get("metric")
+    words = {name: str(t(f"page.card.{name}")) for name in WORDS}
+    return {"words": words, "sides": sides, "metric": metric and str(t("page.ledger.effect_on", metric=metric["name"]))}
 
 
 def side_name(t: Words, side: TraceData) -> str:
@@ -36,7 +38,7 @@ def _side(name: str, trace: TraceData) -> dict[str, Any]:
     parts: dict[str, list[float | None]] = {}
     reads: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
     for row in rows["votes"]:
-        parts[row["address"]] = [_short(row["part_logits"]), _short(row["effect_logits"])]
+        parts[row["address"]] = [_short(row[name]) for name in ("part_logits", "effect_logits", "effect_metric")]
         if row["source"] is not None:
             reads[row["address"]].append((row["source"], _short(row["vote_logits"]), _short(row["attention"])))
     return {

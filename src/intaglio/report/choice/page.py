@@ -131,7 +131,8 @@ def _votes(t: Words, trace: TraceData) -> list[dict[str, Any]]:
             sources[row["address"]].append((row["token"], row["vote_logits"]))
     ordered = sorted(parts.values(), key=lambda r: -abs(r["part_logits"]))
     shown, rest = ordered[:VOTES_SHOWN], ordered[VOTES_SHOWN:]
-    bars = [(r["address"], r["part_logits"], r["effect_logits"], sources[r["address"]]) for r in shown]
+    effect = "effect_metric" if "metric" in trace.about else "effect_logits"
+    bars = [(r["address"], r["part_logits"], r[effect], sources[r["address"]]) for r in shown]
     if rest:
         bars.append((None, sum(r["part_logits"] for r in rest), None, []))
     ends, running = [0.0], 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
+import unicodedata
 from importlib import resources
 from typing import Any
 
@@ -14,6 +15,7 @@ from intaglio.sentences import Sentence, Shown
 from intaglio.trace import LENSES
 
 PAGE = "page"  # texts of the page itself
+_SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
 MARKS = ("measured", "known", "heuristic", "unknown")
 
 
@@ -78,8 +80,13 @@ def token(text: str) -> Markup:
 
 
 def visible(text: str) -> str:
-    """Spaces as dots, line breaks as signs."""
-    return text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥") or "∅"
+    """Spaces as dots, line breaks as signs, what has no shape by its code point; an accent that comes first on a circle."""
+    shown = "".join(_SIGNS.get(c) or (f"⟨{ord(c):04X}⟩" if _shapeless(c) else c) for c in text)
+    return ("◌" if text and unicodedata.combining(text[0]) else "") + shown or "∅"
+
+
+def _shapeless(c: str) -> bool:
+    return c != " " and unicodedata.category(c) in ("Cc", "Cf", "Cn", "Co", "Zl", "Zp", "Zs")
 
 
 def part(address: str) -> Markup:
