@@ -72,8 +72,11 @@ class Decision:
 
     def written(self, token: int) -> str:
         """A token as letters; bytes that are part of a letter as <D0>."""
-        text = token_bytes(self.tokenizer, token).decode("utf-8", "surrogateescape")
-        return "".join(f"<{ord(c) - 0xDC00:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in text)
+        return spelled(token_bytes(self.tokenizer, token))
+
+    def run(self, tokens: Sequence[int]) -> str:
+        """Tokens side by side; where they begin or end within a letter, its bytes as <D0>."""
+        return spelled(b"".join(token_bytes(self.tokenizer, t) for t in tokens))
 
     def letters(self) -> list[str]:
         """The prompt's tokens as they are read: a letter stands at its first token, "" at those that go on with it."""
@@ -81,6 +84,12 @@ class Decision:
         for start, _, text in letters([token_bytes(self.tokenizer, i) for i in self.ids]):
             found[start] = text
         return found
+
+
+def spelled(data: bytes) -> str:
+    """Bytes as letters; those that make no letter as <D0>."""
+    text = data.decode("utf-8", "surrogateescape")
+    return "".join(f"<{ord(c) - 0xDC00:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in text)
 
 
 def decide(
