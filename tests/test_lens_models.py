@@ -181,6 +181,7 @@ def test_a_space_that_a_tokenizer_adds_is_not_counted():
     seen = lens.measure(a, given(b, this=a))
     assert seen.numbers["left_out"] == [] and seen.numbers["bytes"] == len(PROMPT.encode())
     assert sum(r["bytes"] for r in seen.tables["segments"]) == seen.numbers["bytes"]
+    assert seen.numbers["offsets"] == len(seen.tables["segments"]), "at the beginning a model may expect the space it adds"
     assert lens.pieces_of(b)[:2] == [b"", b"the"] and seen.tables["segments"][0]["text"] == "the"
     turned = lens.measure(b, given(a, this=b))
     assert [r["bits"] for r in turned.tables["segments"]] == [r["bits"][::-1] for r in seen.tables["segments"]]
@@ -207,6 +208,10 @@ def test_marks_of_a_chat_cost_nothing():
     end = cumulative(a)
     assert seen.tables["models"][0]["bits"] == pytest.approx(end[3] - end[0], abs=1e-4)
     assert [r["text"] for r in seen.tables["segments"]] == ["h", "é"]
+    own = lens.reading("a", a, lens.pieces_of(a))
+    assert a.ids[-1] in tokenizer.all_special_ids and own.last_at(3) == len(a.ids) - 1
+    p = a.logits_V.softmax(0)
+    assert float(lens.next_bytes(own, [3])[0, ord("h")]) == pytest.approx(float(p[tokenizer.convert_tokens_to_ids("h")]))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

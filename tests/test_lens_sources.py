@@ -24,6 +24,7 @@ from intaglio.choice import why
 from intaglio.data.suffixes import Suffixes, suffix_array
 from intaglio.measure.choice.decision import Decision
 from intaglio.measure.choice.lenses import Given, Skip, corpus
+from intaglio.measure.choice.lenses.distribution import company
 from intaglio.measure.choice.lenses.neurons import promoted
 from intaglio.model.proof import prove
 from intaglio.report.choice.sides import Side, sides
@@ -101,6 +102,23 @@ def test_a_corpus_is_cut_at_line_breaks_and_nothing_is_lost():
     assert corpus.corpus_ids(tokenizer, "").tolist() == []
 
 
+@pytest.mark.parametrize("prompt", ["I gave a drink to", "the  king\n of", "О, дядя! Мой", "zebra", "it is: the", "don't go to"])
+def test_the_company_of_words_is_what_a_plain_search_finds(prompt):
+    text = (
+        "He gave a drink to me. A drink to you; drink to, no. drink\nTo ME! The king of all, the king\nof it. Мой дядя. "
+        "Мой  ДЯДЯ! мой кот: дядя! Мой друг. it is: the end, is: the END. don't go to it's. so don't go to bed"
+    )
+    rows = company(prompt, text)
+    words = prompt.split()
+    assert len(rows) == min(4, len(re.findall(r"[\w']+|[^\w\s]", prompt)))
+    for length in range(1, len(words) + 1):
+        pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, words[-length:])) + r"\s+(\w+(?:'\w+)?)"
+        found = Counter(w.lower() for w in re.findall(pattern, text))
+        for row in rows:
+            if row["ending"] == " ".join(words[-length:]):
+                assert row["times"] == found.total() and {f["word"]: f["times"] for f in row["followed_by"]} == found
+
+
 # n-grams
 
 
@@ -142,6 +160,17 @@ def test_overlap_is_one_less_total_variation_and_either_takes_the_larger():
     places = [m for m in seen.tables["matches"] if m["source"] == "corpus"]
     assert [(m["match"], m["next"]) for m in places] == [("ab", "d"), ("ab", "d"), ("ab", "e")]
     assert places[0]["before"] == "x" and places[1]["before"] == "xabd\n" and places[2]["after"] == "\n"
+
+
+def test_what_either_gives_is_not_the_sum():
+    tokens = [8, 9, 5, 8, 9, 6, 8, 9]  # 5 and 6 by halves
+    text = byte_tokenizer().decode([8, 9, 5] * 3 + [8, 9, 7, 8, 9, 6])
+    logits = [-math.inf] * 97
+    for token, p in ((5, 0.8), (6, 0.15), (7, 0.05)):
+        logits[token] = math.log(p)
+    n = corpus.measure(planted(logits, tokens), Given("", [], corpus=text)).numbers
+    assert n["context"]["overlap"] == pytest.approx(0.5 + 0.15) and n["corpus"]["overlap"] == pytest.approx(0.6 + 0.15 + 0.05)
+    assert n["either"] == pytest.approx(0.6 + 0.15 + 0.05) and n["corpus"]["p_target"] == 0.6
 
 
 def test_what_never_occurred_explains_nothing():

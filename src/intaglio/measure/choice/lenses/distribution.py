@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from intaglio.data.suffixes import Suffixes
 from intaglio.measure.choice.decision import Decision
 from intaglio.measure.choice.lenses import Given, Measured
 from intaglio.measure.choice.rows import candidate_rows
 
-CONTEXTS = 4  # longest ending of the prompt looked for in a corpus, in words
+CONTEXTS = 4  # longest ending of the prompt looked for in a corpus, in words and marks of punctuation
+WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
 
 
 def measure(found: Decision, given: Given) -> Measured:
@@ -29,18 +37,18 @@ def measure(found: Decision, given: Given) -> Measured:
     return Measured(numbers, tables)
 
 
-def company(prompt: str, corpus: str) -> list[dict[str, object]]:
-    """For ever longer endings of the prompt: how often each stands in the corpus, and the words that follow."""
-    import collections
-    import re
-
-    words, rows = prompt.split(), []
-    for length in range(1, min(CONTEXTS, len(words)) + 1):
-        ending = " ".join(words[-length:])
-        pattern = re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, words[-length:])) + r"\s+(\w+)")
-        following = collections.Counter(m.lower() for m in pattern.findall(corpus))
+def company(prompt: str, corpus: str) -> list[dict[str, Any]]:
+    """For ever longer endings of the prompt, in words: how often each stands in the corpus before a word, and which."""
+    numbered: dict[str, int] = {}
+    text = Suffixes(
+        np.fromiter((numbered.setdefault(w[0], len(numbered)) for w in WORD.finditer(corpus)), np.int64), CONTEXTS
+    )
+    words, said, rows = list(numbered), list(WORD.finditer(prompt)), []
+    for length in range(1, min(CONTEXTS, len(said)) + 1):
+        after = text.following([numbered.get(w[0], -1) for w in said[-length:]])
+        following = Counter(words[i].lower() for i in text.ids[after].tolist() if words[i][0].isalnum())
         rows.append({
-            "ending": ending, "times": following.total(),
+            "ending": " ".join(prompt[said[-length].start() :].split()), "times": following.total(),
             "followed_by": [{"word": w, "times": n} for w, n in following.most_common(5)],
         })  # fmt: skip
     return rows

@@ -54,11 +54,6 @@ class Reading:
     bits: list[float | None]
     vocabulary: list[bytes]
 
-    @property
-    def predicted_from(self) -> int:
-        """The first byte that the model was asked for."""
-        return self.ends[0]
-
     def last_at(self, offset: int) -> int:
         """The last token that ends at an offset: what comes next is predicted there."""
         return max(i for i, end in enumerate(self.ends) if end == offset)
@@ -156,10 +151,9 @@ def vocabulary_of(found: Decision) -> list[bytes]:
 
 
 def common(readings: list[Reading], text: bytes) -> list[int]:
-    """Offsets between letters at which every model ends a token, from the first that every model predicts behind."""
-    start = max(r.predicted_from for r in readings)
+    """Offsets between letters at which every model ends a token; behind each, every model has predicted something."""
     shared = set.intersection(*(set(r.ends) for r in readings))
-    return sorted(o for o in shared if o >= start and (o == len(text) or text[o] & 0xC0 != 0x80))
+    return sorted(o for o in shared if o == len(text) or text[o] & 0xC0 != 0x80)
 
 
 def segments_of(readings: list[Reading], offsets: list[int], text: bytes) -> list[dict[str, Any]]:
