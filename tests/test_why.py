@@ -142,6 +142,14 @@ def test_two_models_token_by_token(subject, tmp_path):
     assert any("never part" in said for said in itself.lens("tuning").findings)
 
 
+def test_output_matrices_of_different_sizes_are_compared_on_the_rows_both_have(subject, tmp_path):
+    wide = load_subject(save_subject(tmp_path / "wide"))
+    wide.model.resize_token_embeddings(len(wide.tokenizer) + 7)
+    found = wired.why(subject, PROMPT, versus=wide, effects=False, lenses=["tuning"]).lens("tuning")
+    assert found.numbers["mean_kl_nats"] == pytest.approx(0, abs=1e-9)
+    assert found.numbers["p_a"] == pytest.approx(found.numbers["p_b"])
+
+
 def test_a_model_of_another_tokenizer_is_refused_where_tokens_must_agree(subject, tmp_path):
     other = load_subject(save_subject(tmp_path / "chat", chat=True))
     if other.tokenizer.get_vocab() == subject.tokenizer.get_vocab():

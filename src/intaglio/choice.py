@@ -85,7 +85,8 @@ def why(
     trace.about["closes"] = trace.about["closure_logits"] < CLOSES
     second = None if versus_prompt is None else _second_prompt(found, versus_prompt, chat, at)
     third = None if versus_target is None else _second_target(found, versus_target, first_piece)
-    peers = [_peer(found, one) for one in _several(versus)]
+    text = prompt + found.text(found.ids[len(found.ids) - at :]) if isinstance(prompt, str) and not chat else _plain_text(found)
+    peers = [_peer(found, one, text) for one in _several(versus)]
     if peers:
         trace.about["versus"] = [p.name for p in peers]
     if metric is not None:
@@ -189,11 +190,11 @@ def _plain_text(found: Decision) -> str:
     return found.text([i for i in found.ids if i not in special])
 
 
-def _peer(found: Decision, versus: Any) -> Peer:
-    """The same tokens in another model; where its tokenizer is another one, the same bytes, with its own likeliest token."""
+def _peer(found: Decision, versus: Any, text: str) -> Peer:
+    """The same tokens in another model; where its tokenizer is another one, the same text, with its own likeliest token."""
     model, tokenizer, name = _loaded(versus)
     if tokenizer.get_vocab() != found.tokenizer.get_vocab():
-        return Peer(name, decide(model, tokenizer, _plain_text(found)), same_tokenizer=False)
+        return Peer(name, decide(model, tokenizer, text), same_tokenizer=False)
     second = decide(model, tokenizer, found.ids, target=found.target)
     second.against = found.against
     return Peer(name, second, same_tokenizer=True)

@@ -23,7 +23,7 @@ ORDER = (
 )  # as the page numbers them
 LENSES = (
     "distribution", "heads", "context", "position", "votes", "residual", "neurons", "temperature", "sampling", "tuning",
-    "instruction", "trajectory",
+    "instruction", "corpus", "models", "trajectory",
 )  # those there are
 
 

@@ -31,14 +31,20 @@ def kl_nats(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
+def common_log_probs(*logits: Tensor) -> list[Tensor]:
+    """Log-probabilities over the rows that all output matrices have; some are padded to a round number of rows."""
+    size = min(x.shape[-1] for x in logits)
+    return [x[..., :size].double().log_softmax(-1) for x in logits]
+
+
 def compare(a: Decision, b: Decision) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """How far the distributions are apart, at which layer they part, whose votes changed.
 
     Both are asked the first one's question. Votes are compared where both models have the same parts.
     """
     question = Question(a.target, a.against)
-    log_p, log_q = a.logits_V.log_softmax(-1), b.logits_V.log_softmax(-1)
-    lens_a, lens_b = lens_log_probs(a), lens_log_probs(b)
+    log_p, log_q = common_log_probs(a.logits_V, b.logits_V)
+    lens_a, lens_b = common_log_probs(lens_log_probs(a), lens_log_probs(b))
     numbers = {
         "kl_nats": float(kl_nats(log_p, log_q)), "kl_back_nats": float(kl_nats(log_q, log_p)),
         "entropy_a_nats": float(-(log_p.exp() * log_p).sum()), "entropy_b_nats": float(-(log_q.exp() * log_q).sum()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from intaglio.measure.choice.decision import Decision
 from intaglio.measure.choice.lenses import Given, Measured, Needs
-from intaglio.measure.choice.pair import compare, kl_nats
+from intaglio.measure.choice.pair import common_log_probs, compare, kl_nats
 
 
 def measure(found: Decision, given: Given) -> Measured:
@@ -13,7 +13,7 @@ def measure(found: Decision, given: Given) -> Measured:
     if other is None:
         raise Needs("other_tokenizer" if given.peers else "no_second", "--versus MODEL with the same tokenizer")
     numbers, tables = compare(found, other)
-    log_p, log_q = (d.base.logits_BTV[0].double().log_softmax(-1) for d in (found, other))
+    log_p, log_q = common_log_probs(found.base.logits_BTV[0], other.base.logits_BTV[0])
     kl_T = kl_nats(log_p, log_q)
     rows = []
     for i, kl in enumerate(kl_T.tolist()):
