@@ -48,12 +48,15 @@ def _candidates(t: Words, a: TraceData, b: TraceData) -> list[tuple[Markup, str,
 
 
 def _votes(t: Words, a: TraceData, b: TraceData) -> list[tuple[Markup, str, str, str]]:
-    """The parts whose votes are strongest on either side; a part that one side lacks stays empty there."""
+    """The parts whose votes are strongest on either side; a part that one side lacks stays empty there.
+
+    Models of other sizes have parts of the same names that are not the same part: no change is given.
+    """
     here, there = ({r["address"]: r["part_logits"] for r in side.rows["votes"]} for side in (a, b))
     loud = sorted(here.keys() | there.keys(), key=lambda p: (-max(abs(here.get(p, 0.0)), abs(there.get(p, 0.0))), p))[:VOTES]
-    n = t.numbers
+    n, alike = t.numbers, all(a.about[size] == b.about[size] for size in ("layers", "heads", "width"))
     return [
         (part(p), *(n.signed(side[p]) if p in side else "—" for side in (here, there)),
-         n.signed(there[p] - here[p]) if p in here and p in there else "—")
+         n.signed(there[p] - here[p]) if alike and p in here and p in there else "—")
         for p in loud
     ]  # fmt: skip

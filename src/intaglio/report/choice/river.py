@@ -50,7 +50,7 @@ def river(
     for layer, stem in stems.items():
         drawn.append(_stem(t, last, y(layer), stem, top, layer))
     room = (width - LEFT - RIGHT) / n  # for a column
-    flat, step = room * 12 >= WIDTH - LEFT - RIGHT, max(1, math.ceil(10 / room))
+    flat, step = room * 12 >= WIDTH - LEFT - RIGHT, max(1, math.ceil(14 / room))
     labels = [_label(x(i), TOP + height + 12, row["letters"] or "‥", flat)
               for i, row in enumerate(prompt) if (n - 1 - i) % step == 0]  # fmt: skip
     size = TOP + height + (20 if flat else 86)
