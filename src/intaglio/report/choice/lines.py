@@ -28,13 +28,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over one pair of axes; `rule` is a level to compare with."""
+    """Lines over one pair of axes; `rule` is a level to compare with, `log_x` sets the points of x apart by their ratios."""
 
     title: str
     lines: Sequence[Line]
     log: bool = False
     top: float | None = None
     rule: float | None = None
+    log_x: bool = False
 
 
 def panels(t: Words, name: str, label: str, x_title: str, drawn: Sequence[Panel]) -> Markup:
@@ -52,8 +53,10 @@ def _panel(t: Words, panel: Panel, x_title: str, width: float) -> alt.LayerChart
     scale = alt.Scale(type="log") if panel.log else alt.Scale(zero=True)
     if panel.top is not None:
         scale = alt.Scale(domain=[0, panel.top])
+    steps = {"values": _few(rows)} if panel.log_x else {"tickCount": 6, "tickMinStep": 1}
     base = alt.Chart(data(rows)).encode(
-        x=alt.X("x:Q", axis=axis(x_title, t.lang, grid=False, tickCount=6, tickMinStep=1), scale=alt.Scale(nice=False)),
+        x=alt.X("x:Q", axis=axis(x_title, t.lang, grid=False, **steps),
+                scale=alt.Scale(type="log" if panel.log_x else "linear", nice=False)),
         y=alt.Y("y:Q", axis=axis(None, t.lang, **(_decades(rows) if panel.log else {"tickCount": 5})), scale=scale), color=ink,
     )  # fmt: skip
     ends = _apart(panel, [line for line in panel.lines if line.points])
@@ -64,6 +67,12 @@ def _panel(t: Words, panel: Panel, x_title: str, width: float) -> alt.LayerChart
     if panel.rule is not None:
         layers.insert(0, alt.Chart(alt.Data(values=[{"y": panel.rule}])).mark_rule(color=colour("rule")).encode(y="y:Q"))
     return alt.layer(*layers).properties(width=width, height=190, title=panel.title)
+
+
+def _few(rows: Sequence[dict[str, object]]) -> list[float]:
+    """At most eight of the points' own x, the last among them."""
+    values = sorted({float(r["x"]) for r in rows})
+    return values[:: -max(1, math.ceil(len(values) / 8))][::-1]
 
 
 def _decades(rows: Sequence[dict[str, object]]) -> dict[str, object]:

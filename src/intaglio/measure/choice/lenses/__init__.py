@@ -14,6 +14,7 @@ from typing import Any
 from intaglio.errors import InputError
 from intaglio.measure.choice.decision import Decision
 from intaglio.measure.choice.tuned import TunedLens
+from intaglio.measure.choice.effects import Means
 from intaglio.trace import LENSES
 
 
@@ -46,6 +47,7 @@ class Given:
         effects: measured effects of replacing parts by their means, where they were run.
         seed: of everything that is drawn.
         tuned: a tuned lens of the model, where one was trained.
+        means: mean output of every part over the reference text, where it was run.
     """
 
     prompt: str
@@ -58,6 +60,7 @@ class Given:
     effects: Any = None
     seed: int = 0
     tuned: TunedLens | None = None
+    means: Means | None = None
 
     @property
     def versus(self) -> Decision | None:
