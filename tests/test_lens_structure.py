@@ -172,6 +172,12 @@ def test_orders_follow_the_size_of_the_effect_and_every_head_is_in_each():
     assert orders == architecture.orders_of(singles, 0) and orders["random0"] != architecture.orders_of(singles, 1)["random0"]
     assert architecture.sizes_of(270, 4) == [1, 4, 16, 64, 270] and architecture.sizes_of(12, 2) == [1, 2, 4, 12]
     assert architecture.sizes_of(1, 2) == [1]
+    many = {(i, h): float(i + h) for i in range(30) for h in range(9)}
+    for ratio in architecture.RATIOS:  # the coarser, the cheaper; every order is run, one group holds all heads
+        groups = architecture.groups_of(many, 0, ratio)
+        assert {name for name, _ in groups} == {*orders, "all"} and len(groups[-1][1]) == 270
+        assert all(len(set(group)) == len(group) for _, group in groups)
+    assert [len(architecture.groups_of(many, 0, r)) for r in architecture.RATIOS] == [37, 14, 9]
 
 
 def test_measured_effects_are_reused_and_sum_over_the_group():

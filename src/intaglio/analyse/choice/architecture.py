@@ -14,7 +14,7 @@ def find(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
     n, tables = lens["numbers"], lens["tables"]
     lines = by_order(tables["heads"])
     return [
-        _groups(n, lines), _random(n, lines), _together(n, lines["strong"]), _skipped(n, tables["layers"]),
+        _groups(n, lines), *_random(n, lines), _together(n, lines["strong"]), _skipped(n, tables["layers"]),
         _exit(n, tables["layers"]), *_narrow(n, tables), _models(n, tables["models"]),
     ]  # fmt: skip
 
@@ -56,13 +56,13 @@ def _groups(n: Row, lines: dict[str, list[Row]]) -> Sentence:
     return measured("heads", held=whole(held["removed"]), p=pct(held["probability"]), weak=whole(last["removed"]), **strongest)
 
 
-def _random(n: Row, lines: dict[str, list[Row]]) -> Sentence:
+def _random(n: Row, lines: dict[str, list[Row]]) -> list[Sentence]:
     held = []
     for name, rows in lines.items():
         if name.startswith("random"):
             at = broken_at(rows)
             held.append(rows[-1]["removed"] if at is None else rows[at - 1]["removed"] if at else 0)
-    return measured("random", draws=whole(n["draws"]), least=whole(min(held, default=0)), most=whole(max(held, default=0)))
+    return [measured("random", draws=whole(len(held)), least=whole(min(held)), most=whole(max(held)))] if held else []
 
 
 def _together(n: Row, strong: list[Row]) -> Sentence:

@@ -116,7 +116,7 @@ def _groups(t: Words, rows: list[Row]) -> Rows:
     n = t.numbers
     cells = [
         (t(f"architecture.line.{r['order']}"), r["removed"], n.percent(r["probability"]), n.signed(r["difference_logits"]),
-         n.signed(r["singles_logits"]), token(r["first"]))
+         None if r["singles_logits"] is None else n.signed(r["singles_logits"]), token(r["first"]))
         for r in rows if not r["order"].startswith("random")
     ]  # fmt: skip
     columns = ("order", "removed", "probability", "difference", "singles", "first")
@@ -127,7 +127,7 @@ def _models(t: Words, models: Sequence[Row]) -> Rows:
     n = t.numbers
     cells = [
         (m["name"], n(m["parameters"]), n.whole(m["layers"]), n.whole(m["heads"]), n.whole(m["width"]), n.whole(m["tokens"]),
-         None if m["asked"] is None else token(m["asked"]), n.percent(m["probability"]), token(m["first"]),
+         *((None, None) if m["asked"] is None else (token(m["asked"]), n.percent(m["probability"]))), token(m["first"]),
          n.percent(m["first_probability"]), n.whole(m["exit"]))
         for m in models
     ]  # fmt: skip

@@ -16,7 +16,8 @@ from intaglio.report.choice.words import Words, part, token, visible
 from intaglio.trace import TraceData
 
 ACROSS = 3  # small pictures side by side
-LEAST = 1e-3  # shares below it get no hover text
+PAIRED = 3  # heads whose scores are drawn pair by pair
+LOUD = 0.03  # shares above it get a dot and hover text
 Row = dict[str, Any]
 
 
@@ -43,7 +44,7 @@ def _scales(t: Words, n: Row, rows: list[Row]) -> Markup:
 
 
 def _distance(t: Words, tables: dict[str, list[Row]]) -> Markup:
-    """Bars: attention as it was; line: as it would be by distance alone. First all heads, then the strongest."""
+    """Attention as it was, and as it would be by distance alone. First all heads, then the strongest."""
     small = [_small(t, str(t("rotary.axis.all_heads")), tables["distances"])]
     for address, rows in itertools.groupby(tables["profiles"], key=lambda r: r["address"]):
         own = list(rows)
@@ -53,40 +54,42 @@ def _distance(t: Words, tables: dict[str, list[Row]]) -> Markup:
     lines = [alt.hconcat(*small[i : i + ACROSS], spacing=20) for i in range(0, len(small), ACROSS)]
     label = str(t("rotary.figure.distance.title"))
     picture = svg(alt.vconcat(*lines, spacing=12), name="rotary-distance", label=label, lang=t.lang)
-    key = Markup('<div class="inlinekey"><span><i class="boxkey"></i>{}</span><span><i class="line" style="border-color:'
-                 'var(--against)"></i>{}</span></div>').format(t("rotary.key.measured"), t("rotary.key.alone"))  # fmt: skip
-    return key + picture
+    line = Markup('<span><i class="line" style="border-color:var(--{})"></i>{}</span>')
+    keys = Markup("").join(line.format(ink, t(f"rotary.key.{k}")) for ink, k in (("accent", "measured"), ("against", "alone")))
+    return Markup('<div class="inlinekey">{}</div>{}').format(keys, picture)
 
 
 def _small(t: Words, title: str, rows: list[Row]) -> alt.LayerChart:
-    n = t.numbers
-    points = [
-        {"x": r["distance"], "measured": r["measured"], "alone": r["alone"],
-         **({"tip": str(t("rotary.tip.distance", distance=n.whole(r["distance"]), measured=n.percent(r["measured"]),
-                          alone=n.percent(r["alone"])))} if max(r["measured"], r["alone"]) > LEAST else {"tip": ""})}
-        for r in rows
+    n, far = t.numbers, max(r["distance"] for r in rows)
+    points = [{"x": r["distance"], "measured": r["measured"], "alone": r["alone"]} for r in rows]
+    loud = [
+        {"x": r["distance"], "measured": r["measured"], "tip": str(t(
+            "rotary.tip.distance", distance=n.whole(r["distance"]), measured=n.percent(r["measured"]),
+            alone=n.percent(r["alone"])))}
+        for r in rows if r["measured"] > LOUD
     ]  # fmt: skip
     width = (WIDTH - 60) / ACROSS - 62
     x = alt.X("x:Q", axis=axis(str(t("rotary.axis.distance")), t.lang, grid=False, tickCount=5, tickMinStep=1),
-              scale=alt.Scale(nice=False, domain=[-0.5, max(r["distance"] for r in rows) + 0.5]))  # fmt: skip
+              scale=alt.Scale(nice=False, domain=[-0.5, far + 0.5]))  # fmt: skip
+    up = alt.Y("measured:Q", axis=axis(None, t.lang, tickCount=4))
     base = alt.Chart(data(points)).encode(x=x)
-    up = axis(None, t.lang, tickCount=4)
-    bars = base.mark_bar(color=colour("accent"), opacity=0.75, size=max(1.0, 0.8 * width / (points[-1]["x"] + 1))).encode(
-        y=alt.Y("measured:Q", axis=up), description="tip:N")  # fmt: skip
-    line = base.mark_line(color=colour("against"), strokeWidth=1.6, point=False).encode(y=alt.Y("alone:Q", axis=up))
-    return alt.layer(bars, line).properties(width=width, height=110, title=title)
+    seen = base.mark_line(color=colour("accent"), strokeWidth=1.6).encode(y=up)
+    line = base.mark_line(color=colour("against"), strokeWidth=1.6).encode(y="alone:Q")
+    ends = alt.Chart(data(loud)).mark_point(filled=True, size=22, opacity=1, color=colour("accent"))
+    layers = [line, seen, *([ends.encode(x=x, y=up, description="tip:N")] if loud else [])]
+    return alt.layer(*layers).properties(width=width, height=110, title=title)
 
 
 def _pairs(t: Words, edges: list[Row]) -> Markup:
     """What each token has above the others, added up from the fastest pair to the slowest."""
     lines = []
-    for i, edge in enumerate(edges):
+    for i, edge in enumerate(edges[:PAIRED]):
         total, points = 0.0, []
         for pair in edge["pairs"]:
             total += pair["over"]
             if pair["tokens_per_turn"] is not None:
-                tip = str(t("rotary.tip.pair", head=edge["address"], token=visible(edge["token"]), total=t.numbers.signed(total),
-                            turn=t.numbers(pair["tokens_per_turn"]), share=t.numbers.signed(pair["over"])))  # fmt: skip
+                tip = str(t("rotary.tip.pair", head=edge["address"], turn=t.numbers(pair["tokens_per_turn"]),
+                            share=t.numbers.signed(pair["over"])))  # fmt: skip
                 points.append((pair["tokens_per_turn"], total, tip))
         lines.append(Line(edge["address"], points, f"g{i}"))
     panel = Panel(str(t("rotary.axis.added")), lines, log_x=True)
