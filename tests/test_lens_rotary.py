@@ -282,6 +282,13 @@ def test_both_languages_say_the_same_and_every_text_is_reached(traces):
             assert f'"{rest[0]}"' in source or f".{rest[0]}\"" in source, key
 
 
+def test_a_token_that_begins_a_letter_is_shown_as_the_letter(traces):
+    for trace in (traces["llama"], traces["phi"]):
+        for edge in trace.lenses["rotary"]["tables"]["edges"]:
+            shown = trace.rows["prompt"][edge["position"]]
+            assert edge["token"] == (shown["letters"] or shown["text"])
+
+
 def test_pages_render_in_both_languages_with_skips(traces):
     for name, trace in traces.items():
         for lang in LANGUAGES:

@@ -147,7 +147,7 @@ def _edge(found: Decision, layer: int, head: int, rotation: Rotation, votes_T: T
     fast_P = turns_P <= len(found.ids)
     return {
         "address": f"L{layer}.attn.H{head}", "vote_logits": float(votes_T.sum()), "position": at,
-        "token": found.written(found.ids[at]),
+        "token": found.letters()[at] or found.written(found.ids[at]),
         "distance": last - at, "attention": float(weights_T[at]), "score": float(pairs_TP[at].sum() + rest_T[at]),
         "over": float(over_P.sum()) + over, "fast": float(over_P[fast_P].sum()), "slow": float(over_P[~fast_P].sum()),
         "unturned": over,
