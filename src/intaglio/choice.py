@@ -20,6 +20,7 @@ from intaglio.measure.choice import rows
 from intaglio.measure.choice.decision import Decision, decide, token_of
 from intaglio.measure.choice.effects import (
     Effects,
+    Means,
     all_parts,
     estimate_effects,
     means_over,
@@ -91,7 +92,12 @@ def why(
         trace.about["versus"] = [p.name for p in peers]
     if metric is not None:
         trace.about["metric"] = {"name": getattr(metric, "__name__", "metric"), "value": _value(metric, found)}
-    mean = _measure(found, _to_reference(found, tokenizer), "mean", trace, metric, progress) if effects else None
+    reference = reference_ids(tokenizer)
+    means = _means(found, reference) if effects else None
+    mean = None
+    if means is not None:
+        changes = to_mean(found.anatomy, found.base, means, all_parts(found.anatomy))
+        mean = _measure(found, changes, "mean", trace, metric, progress)
     if second is not None:
         trace.about |= {"versus_prompt": versus_prompt, "versus_tokens": len(second.ids)}
         if effects and len(second.ids) == len(found.ids):
@@ -103,8 +109,8 @@ def why(
     sides += [] if third is None else [("target", third.written(third.target), third)]
     trace.beside = [TraceData({"kind": kind, "name": name, **rows.about(side)}, _rows(side, None)) for kind, name, side in sides]
     given = Given(
-        shown, reference_ids(tokenizer), subject=name, chat=chat, corpus=corpus, peers=peers, versus_prompt=second,
-        effects=mean, seed=seed, tuned=reader,
+        shown, reference, subject=name, chat=chat, corpus=corpus, peers=peers, versus_prompt=second,
+        effects=mean, seed=seed, tuned=reader, means=means,
     )  # fmt: skip
     trace.lenses = measure_lenses(found, given, lenses, lambda name: progress and progress(f"lens {name}", 1, 1))
     trace.about["seconds"] = time.perf_counter() - start
@@ -128,11 +134,9 @@ def reference_ids(tokenizer: Any) -> list[int]:
     return [int(i) for half in halves for i in tokenizer(half)["input_ids"][: REFERENCE_TOKENS // 2]]
 
 
-def _to_reference(found: Decision, tokenizer: Any) -> list[Change]:
-    ids = torch.tensor([reference_ids(tokenizer)], device=found.ids_BT.device)
+def _means(found: Decision, reference: list[int]) -> Means:
     with torch.no_grad():
-        means = means_over(found.anatomy, ids)
-    return to_mean(found.anatomy, found.base, means, all_parts(found.anatomy))
+        return means_over(found.anatomy, torch.tensor([reference], device=found.ids_BT.device))
 
 
 def _second_prompt(found: Decision, prompt: str, chat: bool, at: int) -> Decision:

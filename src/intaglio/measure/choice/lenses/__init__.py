@@ -13,8 +13,8 @@ from typing import Any
 
 from intaglio.errors import InputError
 from intaglio.measure.choice.decision import Decision
-from intaglio.measure.choice.tuned import TunedLens
 from intaglio.measure.choice.effects import Means
+from intaglio.measure.choice.tuned import TunedLens
 from intaglio.trace import LENSES
 
 

@@ -70,7 +70,7 @@ def _singles(found: Decision, given: Given) -> tuple[dict[Head, float], str]:
             return {head: known[head] for head in heads}, "measured"
     parts = [Address("attn", layer, head=head) for layer, head in heads]
     changes = to_mean(found.anatomy, found.base, _means(found, given), parts)
-    return dict(zip(heads, estimate_effects(found.anatomy, found.ids_BT, found.question, changes).tolist())), "estimated"
+    return dict(zip(heads, estimate_effects(found.anatomy, found.ids_BT, found.question.of, changes).tolist())), "estimated"
 
 
 def _means(found: Decision, given: Given) -> Means:
