@@ -42,7 +42,8 @@ def panels(t: Words, name: str, label: str, x_title: str, drawn: Sequence[Panel]
     """Panels side by side as one picture."""
     width = (WIDTH - 40 - len(drawn) * (NAME + 46)) / len(drawn)
     charts = [_panel(t, panel, x_title, width) for panel in drawn]
-    return svg(alt.hconcat(*charts, spacing=14), name=name, label=label, lang=t.lang)
+    row = alt.hconcat(*charts, spacing=14).resolve_scale(color="independent", strokeDash="independent")
+    return svg(row, name=name, label=label, lang=t.lang)
 
 
 def _panel(t: Words, panel: Panel, x_title: str, width: float) -> alt.LayerChart:
