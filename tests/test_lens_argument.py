@@ -1,11 +1,10 @@
-"""Lenses of an argument inside the text: two sides in conflict, and steps that lead to an answer."""
+"""Laws of the lens of conflict; the texts, toys and pages of both lenses of an argument inside the text."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import io
-import math
 import re
 from importlib import resources
 
@@ -25,8 +24,9 @@ from intaglio.model.proof import prove
 from intaglio.report.choice.words import Words, choice_catalogue
 from intaglio.report.texts import LANGUAGES
 from intaglio.trace import TraceData
+from intaglio.views import Trace
 
-NAMES = ("interference",)
+NAMES = ("interference", "reasoning")
 TOKENIZER = byte_tokenizer()
 AB, BA = "in x. in y. in ", "in y. in x. in "
 REFERENCE = encoded(TOKENIZER, "Some words 12 of plain text stand here. Ещё немного слов.")
@@ -121,7 +121,8 @@ def test_the_running_sum_is_the_state_along_the_asked_direction():
     model(found.ids_BT)
     handle.remove()
     scale = (kept[0].square().mean() + model.config.rms_norm_eps).rsqrt()
-    direction = model.model.norm.weight.double() * (model.lm_head.weight[found.target] - model.lm_head.weight[found.against]).double()
+    asked_for = model.lm_head.weight[found.target] - model.lm_head.weight[found.against]
+    direction = (model.model.norm.weight * asked_for).double()
     rows = interference.measure(found, given()).tables["layers"]
     for row, state in zip(rows, [*(h[0, -1].double() for h in states[1:-1]), kept[0]]):
         assert row["running_logits"] == pytest.approx(float(scale * state @ direction), abs=1e-4)
@@ -161,8 +162,8 @@ def test_without_a_rival_the_runner_up_stands_for_it():
 
 
 @pytest.mark.parametrize(("text", "named"), [
-    (AB, (1, 1)), ("in x y. in y. in ", (0, 1)), ("in xa. in y. in ", (0, 1)), ("in x, in y, in ", (1, 1)), ("in x and y ", (0, 0)),
-    ("in x. in z. in y", (1, 0)),
+    (AB, (1, 1)), ("in x y. in y. in ", (0, 1)), ("in xa. in y. in ", (0, 1)), ("in x, in y, in ", (1, 1)),
+    ("in x and y ", (0, 0)), ("in x. in z. in y", (1, 0)),
 ])  # fmt: skip
 def test_a_statement_names_a_token_as_a_word_and_only_one_of_the_two(text, named):
     n = interference.measure(asked("llama", text), given()).numbers
@@ -195,3 +196,104 @@ def test_one_token_cannot_disagree():
     found = Decision(prove(bytes_model("llama")), TOKENIZER, [9], 10, 11)
     with pytest.raises(Skip, match="one_token"):
         interference.measure(found, given())
+
+
+# texts, toys, pages, of both lenses
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_toy_prints_what_stands_beside_it(name):
+    folder = resources.files("intaglio.report.choice") / "toys"
+    code = (folder / f"{name}.py").read_text(encoding="utf-8")
+    assert len(code.splitlines()) <= 15
+    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(compile(code, name, "exec"), {})
+    assert said.getvalue() == (folder / f"{name}.out").read_text(encoding="utf-8")
+
+
+PROMPTS = {
+    "two": ("llama", "in x. in y. in ", "x", "y"), "none": ("gpt2", "Кот, спал", "x", None),
+    "russian": ("llama", "Она ж. Он ш 2. Вот ", " ", None), "hidden": ("bloom", "a\u200b.\u0007 <b>1</b>. x y", "x", "y"),
+    "one": ("llama", "in x 5. in ", "x", None),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def traces() -> dict[str, Trace]:
+    return {
+        case: why((bytes_model(name), TOKENIZER), text, target=target, against=against, effects=False, lenses=NAMES)
+        for case, (name, text, target, against) in PROMPTS.items()
+    }
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_pages_of_both_languages_stand(case, traces):
+    trace = traces[case]
+    trace.to_json()
+    assert ("skipped" in trace.lenses["reasoning"]) == (case == "none")
+    for lang in LANGUAGES:
+        page = trace.to_html(lang=lang)
+        text = re.sub(r'<(script|style|pre).*?</\1>|data-[a-z]+="[^"]*"', "", page, flags=re.DOTALL)
+        assert not re.search(r"{[a-z_]{2,}}", text), "a name was left unfilled"
+        assert "<b>1</b>." not in page and all(str(Words(lang)(f"{name}.title")) in page for name in ("interference",))
+        assert (str(Words(lang)("reasoning.skip.no_steps")) in page) == (case == "none")
+
+
+def variants(name: str, traces: dict[str, Trace]) -> list[dict]:
+    """What was measured, and numbers that lead to every other sentence."""
+    found = [t.lenses[name] for t in traces.values() if "numbers" in t.lenses[name]]
+
+    def vary(case, change):
+        lens = copy.deepcopy(traces[case].lenses[name])
+        change(lens["numbers"], lens["tables"])
+        found.append(lens)
+
+    if name == "interference":
+        for recency in (-2.0, 0.0, 2.0):
+            vary("two", lambda n, t, recency=recency: n["pair"].update(recency_logits=recency))
+        for swapped in (-1.0, 1.0):
+            vary("two", lambda n, t, swapped=swapped: t["orders"][1].update(
+                difference_logits=swapped * t["orders"][0]["difference_logits"]))  # fmt: skip
+        for side in ("target", "against"):
+            vary("none", lambda n, t, side=side: t.update(heads=[r for r in t["heads"] if r["side"] == side]))
+        vary("none", lambda n, t: [r.update(running_logits=n["difference_logits"]) for r in t["layers"]])
+    else:
+        for gain, drop, corrupt in ((3.0, -3.0, -3.0), (0.0, 0.0, 0.0)):
+            vary("one", lambda n, t, gain=gain, drop=drop, corrupt=corrupt: (
+                t["steps"][0].update(gain_nats=gain), t["changes"][0].update(drop_nats=drop, corrupt_nats=corrupt)))  # fmt: skip
+        for ranks in ((0, 0), (1, 0), (0, 1)):
+            vary("two", lambda n, t, ranks=ranks: [
+                r.update(rank=ranks[i == len(t["path"]) - 1]) for i, r in enumerate(t["path"])])  # fmt: skip
+        for pieces in (1, 3):
+            mark = {"mark": "<tool_call>", "pieces": pieces, "p": 0.1, "rank": 3}
+            vary("one", lambda n, t, mark=mark: t.update(tools=[mark]))
+        vary("one", lambda n, t: n.update(template=True))
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_languages_say_the_same_and_every_text_is_reached(name, traces):
+    english, russian = (
+        {k.removeprefix(f"{name}."): v for k, v in choice_catalogue()[lang].items() if k.startswith(f"{name}.")}
+        for lang in LANGUAGES
+    )
+    assert english.keys() == russian.keys()
+    places = {k: set(re.findall(r"{(\w+)}", v)) for k, v in english.items()}
+    assert places == {k: set(re.findall(r"{(\w+)}", v)) for k, v in russian.items()}
+    assert len(re.findall(r"[.?!](?:\s|$)", english["essence"])) <= 5
+    said = set()
+    for lens in variants(name, traces):
+        trace = Trace(traces["two"].about, traces["two"].rows, {name: lens})
+        for sentence in find(name, trace):
+            said.add(sentence.key)
+            assert sentence.values.keys() >= places[f"says.{sentence.key}"]
+            assert all(Words(lang).sentence(name, sentence) for lang in LANGUAGES)
+    assert said == {k.removeprefix("says.") for k in english if k.startswith("says.")}
+    root = resources.files("intaglio")
+    shown, run = ((root / folder / f"{name}.py").read_text(encoding="utf-8") for folder in
+                  ("report/choice/lenses", "measure/choice/lenses"))  # fmt: skip
+    for kind, first, *_ in (k.split(".") + [""] for k in english):
+        if kind in ("figure", "column", "axis", "tip", "key"):
+            assert re.search(rf"[\".]{first}\"|{first}\"", shown), (kind, first)
+        elif kind in ("skip", "run", "over"):
+            assert f'"{first}"' in run, (kind, first)

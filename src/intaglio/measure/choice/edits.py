@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from intaglio.measure.choice.decision import Decision
+from intaglio.measure.choice.pieces import Piece, words
+
+DIGIT, CYRILLIC = re.compile("[0-9]"), re.compile("[а-яё]", re.IGNORECASE)
+OPENINGS = {"en": "That is,", "ru": "То есть,"}
+SPLIT = "\ufffd"  # what part of a letter reads as
+LONG = 4  # letters of a word that is worth replacing
+TRIES = 20
 
 
 def encoded(tokenizer: Any, text: str) -> list[int]:
@@ -64,10 +73,59 @@ def _trailing(text: str) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def alike(found: Decision, token: int, changed: Callable[[str], str]) -> int | None:
-    """The token whose notation is that of `token` with its letters changed; None if there is none."""
-    tokenizer = found.tokenizer
-    piece = tokenizer.convert_ids_to_tokens(token)
-    other = tokenizer.convert_tokens_to_ids(changed(piece))
-    same = other is not None and tokenizer.convert_ids_to_tokens(other) == changed(piece)
-    return int(other) if same and len(found.written(other)) == len(found.written(token)) else None
+def corrupted(found: Decision, piece: Piece, reference_ids: Sequence[int], draw: random.Random) -> list[int] | None:
+    """The prompt with a sentence's digits replaced by other digits, or where it has none its longer words by other words.
+
+    As many tokens stand in the same places; the words come from `reference_ids`. None where nothing could be replaced.
+    """
+    ids = list(found.ids)
+    for i in range(piece.begin, piece.end):
+        ids[i] = _other_number(found, ids[i], draw)
+    if ids == found.ids:
+        pool = {tuple(reference_ids[b:e]) for b, e in _longer_words(found, reference_ids, 0, len(reference_ids))}
+        for b, e in _longer_words(found, ids, piece.begin, piece.end):
+            word = tuple(ids[b:e])
+            others = sorted(w for w in pool if w != word and _kind(found, w) == _kind(found, word))
+            ids[b:e] = draw.choice(others) if others else word
+    return None if ids == found.ids else ids
+
+
+def _other_number(found: Decision, token: int, draw: random.Random) -> int:
+    """A token whose digits are others, none of them 0; the token itself where it has none or there is no such token."""
+    text, piece = found.written(token), found.tokenizer.convert_ids_to_tokens(token)
+    if not DIGIT.search(text) or len(DIGIT.findall(text)) != len(DIGIT.findall(piece)):
+        return token
+    for _ in range(TRIES):
+        wanted = DIGIT.sub(lambda m: draw.choice([d for d in "123456789" if d != m[0]]), piece)
+        other = found.tokenizer.convert_tokens_to_ids(wanted)
+        if other is not None and found.tokenizer.convert_ids_to_tokens(other) == wanted:
+            return int(other)
+    return token
+
+
+def _longer_words(found: Decision, ids: Sequence[int], begin: int, end: int) -> list[tuple[int, int]]:
+    """Words of at least four letters; where all are shorter, the longest. A mark behind a word is no part of it."""
+    spans = []
+    for b, e in words([found.text([i]) for i in ids[begin:end]]):
+        b, e = begin + b, begin + e
+        while e > b + 1 and not any(c.isalnum() or c == SPLIT for c in found.text(ids[e - 1 : e])):
+            e -= 1
+        if (text := found.text(ids[b:e]).strip()).isalpha():
+            spans.append((len(text), b, e))
+    least = min(LONG, max((length for length, _, _ in spans), default=LONG))
+    return [(b, e) for length, b, e in spans if length >= least]
+
+
+def _kind(found: Decision, word: Sequence[int]) -> tuple[int, bool, bool]:
+    """How many tokens, whether a space stands before it, whether it is ASCII."""
+    text = found.text(word)
+    return len(word), text[:1].isspace(), text.isascii()
+
+
+def reworded(found: Decision, piece: Piece) -> list[int] | None:
+    """The prompt with "That is," put before a sentence; None where its text does not give its own tokens back."""
+    if not comes_back(found, piece.begin, piece.end):
+        return None
+    lead, text = _leading(found.text(found.ids[piece.begin : piece.end]))
+    opening = OPENINGS["ru" if CYRILLIC.search(text) else "en"]
+    return [*found.ids[: piece.begin], *encoded(found.tokenizer, f"{lead}{opening} {text}"), *found.ids[piece.end :]]

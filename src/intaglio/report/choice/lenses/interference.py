@@ -16,7 +16,8 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 860, 230, 54, 24
 
 def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
     numbers, tables, n = lens["numbers"], lens["tables"], t.numbers
-    blocks: list[Block] = [Figure("sides", sides(t, numbers, tables["layers"])), Figure("running", _running(t, numbers, tables)),
+    way = "running" if numbers["pair"] is None else "statements"
+    blocks: list[Block] = [Figure("sides", sides(t, numbers, tables["layers"])), Figure(way, _running(t, numbers, tables, way)),
                            Figure("tokens", _tokens(t, tables["tokens"], trace))]  # fmt: skip
     if tables["orders"]:
         orders = [
@@ -85,7 +86,7 @@ def _bar(x: float, width: float, middle: float, side: str, kind: str, start: flo
         side, kind, x, y, width, max(size, 0.3))  # fmt: skip
 
 
-def _running(t: Words, numbers: dict[str, Any], tables: dict[str, Any]) -> Markup:
+def _running(t: Words, numbers: dict[str, Any], tables: dict[str, Any], way: str) -> Markup:
     rows = tables["layers"]
 
     def line(field: str, name: str, ink: str, dash: tuple[int, int] = (1, 0)) -> Line:
@@ -102,7 +103,7 @@ def _running(t: Words, numbers: dict[str, Any], tables: dict[str, Any]) -> Marku
         share = str(t("interference.axis.share"))
         points = [(r["layer"], r["conflict"], f"L{r['layer']} · {share}: {t.numbers.percent(r['conflict'])}") for r in rows]
         drawn.append(Panel(str(t("interference.axis.conflict")), [Line(share, points, "soft")], top=1.0))
-    title = str(t("interference.figure.running.title"))
+    title = str(t(f"interference.figure.{way}.title"))
     return panels(t, "interference-running", title, str(t("interference.axis.layer")), drawn)
 
 
