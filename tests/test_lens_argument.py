@@ -187,6 +187,11 @@ def test_spans_are_exchanged_as_text_or_where_that_fails_as_tokens(monkeypatch):
     back = Decision(found.anatomy, TOKENIZER, exchanged(found, one, three)["swapped"], found.target, found.against)
     first, _, last, _ = ((p.begin, p.end) for p in sentences_of(back))
     assert found.text(exchanged(back, first, last)["swapped"]) == found.text(found.ids)
+    later = asked("llama", "Z z. A b.\n C d. G")
+    _, *inner, _ = ((p.begin, p.end) for p in sentences_of(later))
+    made = {k: later.text(v) for k, v in exchanged(later, *inner).items()}
+    assert made == {"swapped": "<s>Z z. C d.\n A b. G", "no_first": "<s>Z z. C d. G", "no_second": "<s>Z z. A b. G",
+                    "neither": "<s>Z z. G"}  # fmt: skip
     monkeypatch.setattr("intaglio.measure.choice.edits.comes_back", lambda *args: False)
     moved = exchanged(found, one, three)
     assert sorted(moved["swapped"]) == sorted(found.ids) and found.text(moved["swapped"]) == "<s>E f. C d.\nA b. G"

@@ -59,7 +59,8 @@ def _texts(one: str, between: str, two: str) -> dict[str, str]:
     rest = "" if not middle.strip() else middle
     return {
         "swapped": lead + second + middle + first + end, "no_first": lead + rest.lstrip() + second + end,
-        "no_second": lead + first + rest.rstrip() + end, "neither": lead + rest.strip() + end,
+        "no_second": lead + first + rest.rstrip() + end,
+        "neither": lead + rest.strip() + end if rest else end if lead else "",
     }  # fmt: skip
 
 
