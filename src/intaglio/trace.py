@@ -22,8 +22,8 @@ ORDER = (
     "trajectory",
 )  # as the page numbers them
 LENSES = (
-    "distribution", "heads", "context", "position", "votes", "residual", "neurons", "rotary", "temperature", "sampling",
-    "architecture", "tuning", "instruction", "corpus", "models", "trajectory",
+    "distribution", "heads", "context", "position", "votes", "residual", "neurons", "rotary", "temperature", "interference",
+    "sampling", "architecture", "tuning", "instruction", "reasoning", "corpus", "models", "trajectory",
 )  # those there are
 
 
