@@ -7,6 +7,7 @@ the others still run.
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,7 +107,7 @@ def measure_lenses(
     found: Decision, given: Given, names: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Run lenses one after the other: name to its numbers and tables, or to why it was skipped.
+    """Run lenses one after the other: name to its numbers, tables and seconds, or to why it was skipped.
 
     Raises:
         InputError: no lens of that name, or one asked for by name that needs what was not given.
@@ -118,10 +119,11 @@ def measure_lenses(
     done = {}
     for name in sorted(chosen, key=LENSES.index):
         progress(name)
+        start = time.perf_counter()
         module = importlib.import_module(f"intaglio.measure.choice.lenses.{name}")
         try:
             seen = module.measure(found, given)
-            done[name] = {"numbers": seen.numbers, "tables": seen.tables}
+            done[name] = {"numbers": seen.numbers, "tables": seen.tables, "seconds": time.perf_counter() - start}
         except Skip as skip:
             if isinstance(skip, Needs) and names is not None:
                 raise InputError(f"lens {name} lacks what it needs", expected=skip.expected) from None
