@@ -16,16 +16,11 @@ if TYPE_CHECKING:
     import pyarrow
 
 SCHEMA = 1
-ORDER = (
+LENSES = (
     "distribution", "embedding", "heads", "context", "position", "votes", "residual", "neurons", "rotary", "temperature",
     "interference", "sampling", "architecture", "tokenization", "tuning", "instruction", "reasoning", "corpus", "models",
     "trajectory",
-)  # as the page numbers them
-LENSES = (
-    "distribution", "heads", "context", "position", "votes", "residual", "neurons", "rotary", "temperature", "interference",
-    "sampling", "architecture", "tuning", "instruction", "reasoning", "corpus", "models", "trajectory",
-)  # those there are
-
+)  # in the order in which the page numbers them
 
 @dataclass(eq=False)
 class TraceData:

@@ -28,7 +28,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over one pair of axes; `rule` is a level to compare with, `log_x` sets the points of x apart by their ratios."""
+    """Lines over one pair of axes.
+
+    Attributes:
+        top: end of the vertical axis.
+        rule: a level to compare with; band: a stretch (x, low, high) to compare with.
+        log, log_x: logarithmic axes, vertical and horizontal.
+    """
 
     title: str
     lines: Sequence[Line]
@@ -36,6 +42,7 @@ class Panel:
     top: float | None = None
     rule: float | None = None
     log_x: bool = False
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 def panels(t: Words, name: str, label: str, x_title: str, drawn: Sequence[Panel]) -> Markup:
@@ -65,8 +72,13 @@ def _panel(t: Words, panel: Panel, x_title: str, width: float) -> alt.LayerChart
         x="x:Q", y="y:Q", text="line:N", color=ink)  # fmt: skip
     layers = [base.mark_line(strokeWidth=1.8).encode(strokeDash=dash),
               base.mark_point(filled=True, size=24, opacity=1).encode(description="tip:N"), named]  # fmt: skip
+    if panel.band:
+        rows = [{"x": x, "low": low, "high": high} for x, low, high in panel.band]
+        band = alt.Chart(alt.Data(values=rows)).mark_area(color=colour("rule"), opacity=0.35)
+        layers.insert(0, band.encode(x="x:Q", y="low:Q", y2="high:Q"))
     if panel.rule is not None:
-        layers.insert(0, alt.Chart(alt.Data(values=[{"y": panel.rule}])).mark_rule(color=colour("rule")).encode(y="y:Q"))
+        level = alt.Chart(alt.Data(values=[{"y": panel.rule}])).mark_rule(color=colour("soft"), strokeDash=[2, 3])
+        layers.insert(0, level.encode(y="y:Q"))
     return alt.layer(*layers).properties(width=width, height=190, title=panel.title)
 
 
