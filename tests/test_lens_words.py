@@ -14,9 +14,11 @@ from transformers import DynamicCache
 
 from families import BYPASSING, FAMILIES, family
 from intaglio.data.vocab import token_bytes
+from intaglio.measure.choice import merging, writing
 from intaglio.measure.choice.contexts import repeated, shared, weightiest, words_of
 from intaglio.measure.choice.decision import Decision, decide
 from intaglio.measure.choice.lenses import Given, Skip, embedding, tokenization
+from intaglio.measure.choice.runs import keys_and_values
 from intaglio.measure.choice.segments import fewest, pieces_in, ways
 from intaglio.model.capture import capture
 from wordy import REFERENCE, ids_of, word_tokenizer, wordy
@@ -260,7 +262,7 @@ def test_attention_and_likeness_to_the_whole_word_are_those_of_plain_runs(name):
     found = wordy(name, "the cat bank by unbanked as")
     word, last = followed(found, " unbanked")
     model = found.anatomy.model
-    rows = tokenization._attended(found, found.base, word.begin, last)
+    rows = merging._attended(found, found.base, word.begin, last)
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -272,7 +274,7 @@ def test_attention_and_likeness_to_the_whole_word_are_those_of_plain_runs(name):
         assert row["head_attention"] == pytest.approx(float(share[row["head"]]), abs=1e-5)
         assert row["head_attention"] == pytest.approx(float(share.max()), abs=1e-5)
     whole = ids_of(" bank")[0]
-    merged = tokenization.merged_states(found, found.base, word.begin, word.ids, whole)
+    merged = merging.merged_states(found, found.base, word.begin, word.ids, whole)
     stem = found.ids[: word.begin]
     mine, one, alone = (states_of(model, ids).double() for ids in (found.ids, [*stem, whole], [*stem, word.ids[-1]]))
     for i, row in enumerate(merged):
@@ -286,7 +288,7 @@ def test_attention_and_likeness_to_the_whole_word_are_those_of_plain_runs(name):
 def test_a_word_already_whole_is_itself_in_every_layer():
     found = wordy("qwen2", "the cat by the bank as")
     begin = found.ids.index(ids_of(" bank")[0])
-    merged = tokenization.merged_states(found, found.base, begin, (found.ids[begin],), found.ids[begin])
+    merged = merging.merged_states(found, found.base, begin, (found.ids[begin],), found.ids[begin])
     assert all(r["pieces"] == pytest.approx(1, abs=1e-5) == r["likeness"] for r in merged)
     seen = tokenization.measure(wordy("qwen2", " the bank"), given()).numbers
     assert seen["merging"]["whole"] == " bank" and not seen["merging"]["own"] and seen["merging"]["same_bytes"]
@@ -298,9 +300,10 @@ def test_swapped_pieces_are_another_words_keys_and_values(name):
     word, last = followed(found, " unbanked")
     other = [*found.ids[: word.begin], *ids_of(" the river ran by the bank by")[: last - word.begin]]
     model, layers = found.anatomy.model, list(range(found.anatomy.n_layers))
-    theirs = capture(found.anatomy, torch.tensor([other]))
-    swapped = tokenization.swapped_logits(found, found.base, theirs, word.begin, last, layers)
-    same = tokenization.swapped_logits(found, found.base, found.base, word.begin, last, layers)
+    theirs = keys_and_values(found.anatomy, capture(found.anatomy, torch.tensor([other])), last)
+    swapped = merging.swapped_logits(found, found.base, theirs, word.begin, last, layers)
+    own = keys_and_values(found.anatomy, found.base, last)
+    same = merging.swapped_logits(found, found.base, own, word.begin, last, layers)
     torch.testing.assert_close(same, found.logits_V.expand_as(same), atol=3e-4, rtol=1e-4)
     assert float((swapped[0] - same[0]).abs().max()) > 1e-3
     for at in layers:
@@ -317,7 +320,7 @@ def test_swapped_pieces_are_another_words_keys_and_values(name):
 
 def test_what_writing_costs_is_counted():
     found = wordy("llama", "the bank Дот")
-    rows = {r["text"]: r for r in tokenization.writing(found, given())}
+    rows = {r["text"]: r for r in writing.writing(found, given())}
     assert rows["prompt"] == {"text": "prompt", "tokens": len(found.ids) - 1, "bytes": 15, "letters": 10, "words": 3, "parts": 4}
     assert rows["english"]["words"] == 24 and rows["russian"]["words"] == 16 and rows["english"]["parts"] == 0
     assert rows["english"]["tokens"] + rows["russian"]["tokens"] == len(ids_of(REFERENCE))

@@ -71,7 +71,7 @@ def variants(name: str, traces: dict[str, Trace]) -> list[dict]:
         for kind in ("nothing", "no_reference"):
             vary(lambda n, t, kind=kind: (n.update(contexts={"kind": kind}), t["path"].clear()))
         return made
-    rows = [{"after": i - 1 if i else None, "pieces": 0.9, "alone": 0.5, "others": 0.4, "likeness": 0.8} for i in range(4)]
+    rows = [{"after": f"L{i}", "pieces": 0.9, "alone": 0.5, "others": 0.4, "likeness": 0.8} for i in range(4)]
     for one_word in (None, 2):
         vary(lambda n, t, at=one_word: (n["merging"].update(whole=" x", best=3, one_word=at), t.update(merging=rows)))
     vary(lambda n, t: (n.update(merging={"why_not": "one_piece"}), t.update(attention=[], merging=[], swap=[])))

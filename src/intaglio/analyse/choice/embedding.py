@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from intaglio.sentences import Sentence, known, measured, num, plain, tok, toks, unknown, whole
+from intaglio.sentences import Sentence, known, measured, num, part, plain, tok, toks, unknown, whole
 
 NAMED = 3
 
@@ -16,23 +16,18 @@ def find(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
 
 
 def _parted(way: dict[str, Any], rows: list[dict[str, Any]]) -> list[Sentence]:
-    lowest, word = rows[way["lowest"]], plain(way["text"].strip())
-    values = {"word": word, "start": num(rows[0]["likeness"]), "low": num(lowest["likeness"]), "lowest": plain(state(lowest)),
+    lowest, word = rows[way["lowest"]], tok(way["text"].strip())
+    values = {"word": word, "start": num(rows[0]["likeness"]), "low": num(lowest["likeness"]), "lowest": part(lowest["after"]),
               "cosine": num(lowest["cosine"]), "null": num(lowest["null"])}  # fmt: skip
     if way["half"] is None:
         said = measured("parts_little", **values)
     else:
-        said = measured("parts", **values, half=plain(state(rows[way["half"]])))
+        said = measured("parts", **values, half=part(rows[way["half"]]["after"]))
     a, b = (plain((c["before"] + c["word"]).strip()) for c in (way["a"], way["b"]))
     return [
         said, measured(way["kind"], word=word, a=a, b=b),
         measured("goes_on", a=toks(way["goes_on_a"][:NAMED]), b=toks(way["goes_on_b"][:NAMED])),
     ]  # fmt: skip
-
-
-def state(row: dict[str, Any]) -> str:
-    """The part after which a state stands."""
-    return "embed" if row["after"] is None else f"L{row['after']}"
 
 
 def _near(lens: dict[str, Any]) -> Sentence:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from intaglio.sentences import Sentence, Shown, known, measured, num, pct, plain, tok, unknown, whole
+from intaglio.sentences import Sentence, Shown, known, measured, num, part, pct, tok, unknown, whole
 
 SLIGHT = 0.01  # nats: a swap that changes less does nothing
 
@@ -24,7 +24,7 @@ def _way(tokens: list[str]) -> Shown:
 
 def _ways(n: dict[str, Any], rows: list[dict[str, Any]], about: dict[str, Any]) -> Sentence:
     own = next(r for r in rows if r["own"])
-    values = {"word": plain(n["word"].strip()), "own": _way(own["tokens"])}
+    values = {"word": tok(n["word"].strip()), "own": _way(own["tokens"])}
     if len(rows) < 2:
         return measured("one_way", **values)
     low, high = (pick(rows, key=lambda r: r["p"]) for pick in (min, max))
@@ -46,25 +46,20 @@ def _likely(n: dict[str, Any], rows: list[dict[str, Any]]) -> list[Sentence]:
                      before=whole(n["own_rank"]))]  # fmt: skip
 
 
-def state(row: dict[str, Any]) -> str:
-    """The part after which a state stands."""
-    return "embed" if row["after"] is None else f"L{row['after']}"
-
-
 def _merged(merging: dict[str, Any], tables: dict[str, list[dict[str, Any]]]) -> list[Sentence]:
     if "why_not" in merging:
         return [unknown(merging["why_not"])]
     if merging["whole"] is None:
         row = tables["attention"][merging["most"]]
-        return [measured("looks", pieces=_way(merging["tokens"]), layer=plain(f"L{row['layer']}"), share=pct(row["attention"]),
+        return [measured("looks", pieces=_way(merging["tokens"]), layer=part(f"L{row['layer']}"), share=pct(row["attention"]),
                          even=pct(merging["even"]))]  # fmt: skip
     rows = tables["merging"]
     best = rows[merging["best"]]
-    values = {"pieces": _way(merging["tokens"]), "whole": tok(merging["whole"]), "best": plain(state(best)),
+    values = {"pieces": _way(merging["tokens"]), "whole": tok(merging["whole"]), "best": part(best["after"]),
               "cosine": num(best["pieces"]), "alone": num(best["alone"])}  # fmt: skip
     if merging["one_word"] is None:
         return [measured("not_merged", **values)]
-    return [measured("merged", **values, after=plain(state(rows[merging["one_word"]])))]
+    return [measured("merged", **values, after=part(rows[merging["one_word"]]["after"]))]
 
 
 def _swap(merging: dict[str, Any], rows: list[dict[str, Any]]) -> list[Sentence]:
@@ -77,8 +72,8 @@ def _swap(merging: dict[str, Any], rows: list[dict[str, Any]]) -> list[Sentence]
     if rows[0]["kl_nats"] < SLIGHT:
         return [measured("no_matter", **values)]
     if swap["over"] is None:
-        return [measured("to_the_end", **values, last=plain(f"L{swap['last_tested']}"))]
-    return [measured("over", **values, layer=plain(f"L{swap['over']}"))]
+        return [measured("to_the_end", **values, last=part(f"L{swap['last_tested']}"))]
+    return [measured("over", **values, layer=part(f"L{swap['over']}"))]
 
 
 def _writing(rows: list[dict[str, Any]]) -> list[Sentence]:

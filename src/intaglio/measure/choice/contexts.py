@@ -60,6 +60,11 @@ def words_of(ids: Sequence[int], spelt: Sequence[bytes], special: Set[int] = fro
     return found
 
 
+def is_cyrillic(text: str) -> bool:
+    """Whether any letter of the text is Cyrillic."""
+    return any("\u0400" <= c <= "\u04ff" for c in text)
+
+
 def _is_mark(spelt: bytes) -> bool:
     """Whether a token is whole letters none of which belongs to a word."""
     try:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from intaglio.data.vocab import token_bytes
-from intaglio.measure.choice.contexts import Word, repeated, shared, weightiest, words_of
+from intaglio.measure.choice.contexts import Word, is_cyrillic, repeated, shared, weightiest, words_of
 from intaglio.measure.choice.decision import Decision
 from intaglio.measure.choice.lenses import Given, Measured
 from intaglio.measure.choice.lenses.trajectory import lens, settled, states
@@ -110,6 +110,7 @@ def null_cosine(rows_VD: Tensor, seed: int) -> float:
 def two_contexts(found: Decision, given: Given) -> tuple[str, tuple[Place, Place] | None]:
     """Which word to follow, and where it stands: in both prompts, twice in this one, or here and in the reference text."""
     mine, other = _words(found, found.ids), given.versus_prompt
+    mine = [w for w in mine if not given.chat or w.text.strip() in given.prompt]  # a template's words are nobody's
     pair = None if other is None else shared(mine, _words(found, other.ids), found.ids, other.ids)
     if pair is not None:
         return "versus", (Place(found.ids, pair[0], found.base), Place(other.ids, pair[1], other.base))
@@ -133,8 +134,7 @@ def _words(found: Decision, ids: list[int]) -> list[Word]:
 def _in_reference(found: Decision, ids: list[int], words: list[Word], word: Word) -> tuple[str, tuple[Place, Place]]:
     """The prompt's word, and the same where it stands in the reference text, or put behind a stretch of its own script."""
     there = next((w for w in words if w.ids == word.ids), None)
-    cyrillic = any("\u0400" <= c <= "\u04ff" for c in word.text)
-    stretch = ids[-READ_BEFORE:] if cyrillic else ids[:READ_BEFORE]
+    stretch = ids[-READ_BEFORE:] if is_cyrillic(word.text) else ids[:READ_BEFORE]
     before = ids[max(0, there.begin - READ_BEFORE) : there.begin] if there else _up_to_a_stop(found, stretch)
     special = set(getattr(found.tokenizer, "all_special_ids", []))
     before = [i for i in found.ids[:1] if i in special] + [i for i in before if i not in special]
@@ -162,7 +162,8 @@ def path(found: Decision, a: Place, b: Place) -> tuple[dict[str, Any], list[dict
     log_p = [lens(found, p.states_SD) for p in (a, b)]
     cosines = (pair[0] * pair[1]).sum(-1).clamp(-1, 1).tolist()
     rows = [
-        {"after": i - 1 if i else None, "cosine": c, "null": n, "low": low, "high": high, "likeness": (c - n) / max(1 - n, 1e-9),
+        {"after": f"L{i - 1}" if i else "embed", "cosine": c, "null": n, "low": low, "high": high,
+         "likeness": (c - n) / max(1 - n, 1e-9),
          "first_a": found.written(int(log_p[0][i].argmax())), "first_b": found.written(int(log_p[1][i].argmax()))}
         for i, (c, (n, low, high)) in enumerate(zip(cosines, null))
     ]  # fmt: skip

@@ -6,7 +6,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from intaglio.analyse.choice.embedding import state
 from intaglio.report.choice.blocks import Block, Figure, Rows
 from intaglio.report.choice.lines import Line, Panel, panels
 from intaglio.report.choice.scheme import scheme, sizes
@@ -25,7 +24,7 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
 def _path(t: Words, rows: list[dict[str, Any]]) -> Markup:
     def line(field: str, ink: str, dash: tuple[int, int] = (1, 0)) -> Line:
         name = str(t(f"embedding.axis.{field}"))
-        return Line(name, [(i, r[field], f"{state(r)} · {name}: {t.numbers(r[field])}") for i, r in enumerate(rows)], ink, dash)
+        return Line(name, [(i, r[field], f"{r['after']} · {name}: {t.numbers(r[field])}") for i, r in enumerate(rows)], ink, dash)
 
     band = [(i, r["low"], r["high"]) for i, r in enumerate(rows)]
     drawn = [
@@ -50,7 +49,7 @@ def _contexts(t: Words, way: dict[str, Any]) -> Markup:
 
 def _layers(t: Words, rows: list[dict[str, Any]]) -> Rows:
     cells = [
-        (part(state(r)), r["cosine"], r["null"], r["likeness"], token(r["first_a"]), token(r["first_b"])) for r in rows
+        (part(r["after"]), r["cosine"], r["null"], r["likeness"], token(r["first_a"]), token(r["first_b"])) for r in rows
     ]
     return Rows("layers", ("after", "cosine", "null", "likeness", "first_a", "first_b"), cells,
                 frozenset(("cosine", "null", "likeness")))  # fmt: skip

@@ -7,7 +7,6 @@ from typing import Any
 import altair as alt
 from markupsafe import Markup
 
-from intaglio.analyse.choice.tokenization import state
 from intaglio.report.charts.base import WIDTH, axis, colour, data, svg
 from intaglio.report.choice.blocks import Block, Figure, Rows
 from intaglio.report.choice.lines import Line, Panel, panels
@@ -75,7 +74,7 @@ def _merging(t: Words, merging: dict[str, Any], tables: dict[str, list[dict[str,
     def like(field: str, ink: str, dash: tuple[int, int]) -> Line:
         name = str(t(f"tokenization.axis.{field}"))
         rows = [(i, r) for i, r in enumerate(tables["merging"]) if r[field] is not None]
-        points = [(i, r[field], f"{state(r)} · {name}: {n(r[field])}") for i, r in rows]
+        points = [(i, r[field], f"{r['after']} · {name}: {n(r[field])}") for i, r in rows]
         return Line(name, points, ink, dash)
 
     if tables["merging"]:
