@@ -141,8 +141,12 @@ def _means(found: Decision, reference: list[int]) -> Means:
 
 def _second_prompt(found: Decision, prompt: str, chat: bool, at: int) -> Decision:
     """The same question after another prompt, and as many tokens of the model's answer to that one."""
-    second = decide(found.anatomy.model, found.tokenizer, prompt, target=found.target, chat=chat, at=at)
-    second.against = found.against
+    return _asked(decide(found.anatomy.model, found.tokenizer, prompt, chat=chat, at=at), found)
+
+
+def _asked(second: Decision, found: Decision) -> Decision:
+    """Another decision, asked the first one's question."""
+    second.target, second.against = found.target, found.against
     return second
 
 
@@ -199,9 +203,7 @@ def _peer(found: Decision, versus: Any, text: str) -> Peer:
     model, tokenizer, name = _loaded(versus)
     if tokenizer.get_vocab() != found.tokenizer.get_vocab():
         return Peer(name, decide(model, tokenizer, text), same_tokenizer=False)
-    second = decide(model, tokenizer, found.ids, target=found.target)
-    second.against = found.against
-    return Peer(name, second, same_tokenizer=True)
+    return Peer(name, _asked(decide(model, tokenizer, found.ids), found), same_tokenizer=True)
 
 
 def products(found: Decision) -> float:

@@ -22,6 +22,7 @@ LENSES = (
     "trajectory",
 )  # in the order in which the page numbers them
 
+
 @dataclass(eq=False)
 class TraceData:
     """What `why` found, as data; `views.Trace` adds what shows it.

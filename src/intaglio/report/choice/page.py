@@ -19,7 +19,7 @@ from intaglio.report.choice.river import river
 from intaglio.report.choice.words import Words, part, token, visible
 from intaglio.report.page import asset, environment
 from intaglio.sentences import Sentence
-from intaglio.trace import ORDER, TraceData
+from intaglio.trace import LENSES, TraceData
 
 VOTES_SHOWN = 16
 
@@ -39,7 +39,7 @@ def render_choice(
         InputError: there is no catalogue for `lang`.
     """
     t = Words(lang)
-    sections = [_section(t, name, trace, findings.get(name, ())) for name in ORDER if name in trace.lenses]
+    sections = [_section(t, name, trace, findings.get(name, ())) for name in LENSES if name in trace.lenses]
     return environment().get_template("choice.html.jinja").render(
         t=t, n=t.numbers, lang=lang, about=trace.about, answer=[(s.mark, t.sentence("page", s)) for s in answer],
         prompt=_prompt(t, trace), river=river(t, trace.about, trace.rows["prompt"], trace.rows["votes"]),
@@ -77,7 +77,7 @@ def _js() -> Markup:
 
 def _section(t: Words, name: str, trace: TraceData, found: Sequence[Sentence]) -> dict[str, Any]:
     lens = trace.lenses[name]
-    section: dict[str, Any] = {"name": name, "number": ORDER.index(name) + 1, "title": t(f"{name}.title"), "skipped": None}
+    section: dict[str, Any] = {"name": name, "number": LENSES.index(name) + 1, "title": t(f"{name}.title"), "skipped": None}
     if "skipped" in lens:
         return section | {"skipped": t.skipped(name, lens["skipped"])}
     blocks = importlib.import_module(f"intaglio.report.choice.lenses.{name}").show(t, lens, trace)
