@@ -339,7 +339,36 @@ def test_votes_over_a_set_of_prompts(folder, tmp_path, capsys):
 def test_a_plan_runs_nothing(folder, capsys, monkeypatch):
     monkeypatch.setattr(wired, "why", lambda *a, **k: pytest.fail("it ran"))
     command(str(folder), PROMPT, plan=True)
-    assert "tokens" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "21 tokens, 6 parts" in said and "replacing parts: 6 runs" in said and "in all about" in said
+    command(str(folder), PROMPT, plan=True, effects=False, lens="votes")
+    assert "replacing parts: 0 runs" in capsys.readouterr().out
+
+
+def test_a_plan_counts_what_the_lenses_run(subject):
+    """Tokens through the layers, within a factor of three for every lens that runs more than a handful."""
+    from intaglio.measure.choice.decision import decide
+    from intaglio.measure.choice.lenses import Given, measure_lenses, tokens_run
+
+    found, run = decide(subject.model, subject.tokenizer, PROMPT + ". A dog ran far. It saw a cat and"), [0]
+    found.votes  # noqa: B018
+    planned = tokens_run(len(found.ids), found.anatomy.n_layers)
+
+    def count(module, args, kwargs):
+        run[0] += (args[0] if args else kwargs["hidden_states"]).shape[:2].numel()
+
+    hooks = [b.layer.register_forward_pre_hook(count, with_kwargs=True) for b in found.anatomy.blocks]
+    reference = wired.reference_ids(subject.tokenizer)[:256]
+    for name in LENSES:
+        run[0] = 0
+        if name in ("tuning", "instruction", "models"):
+            continue
+        measure_lenses(found, Given(PROMPT, reference), [name])
+        tokens = run[0] / found.anatomy.n_layers
+        assert tokens <= max(3 * planned.get(name, 0), 10 * len(found.ids)), name
+        assert tokens >= planned.get(name, 0) / 3 or planned[name] < 700, name
+    for hook in hooks:
+        hook.remove()
 
 
 @pytest.mark.real

@@ -187,21 +187,33 @@ def _set_table(found: list[dict[str, Any]], prompts: int) -> Any:
 
 
 def _print_plan(subject: str, given: dict[str, Any], console: Any) -> None:
+    """Tokens through the model, and time by one forward that is run for it."""
+    import time
+
     from intaglio.choice import ALL_PRODUCTS, SCREENED, products
     from intaglio.measure.choice.decision import decide
     from intaglio.measure.choice.effects import all_parts
+    from intaglio.measure.choice.lenses import tokens_run
+    from intaglio.model.capture import capture
     from intaglio.model.subject import load_subject
 
     loaded = load_subject(subject)
     asked = {k: given[k] for k in ("prompt", "target", "against", "chat", "at", "first_piece")}
     found = decide(loaded.model, loaded.tokenizer, **asked)
-    parts, count = len(all_parts(found.anatomy)), products(found)
-    run = 0 if not given["effects"] else parts if count <= ALL_PRODUCTS else SCREENED
-    times = 2 if given["versus_prompt"] is not None else 1
+    start = time.perf_counter()
+    capture(found.anatomy, found.ids_BT)
+    forward_s, length = time.perf_counter() - start, len(found.ids)
+    parts = len(all_parts(found.anatomy))
+    run = 0 if not given["effects"] else parts if products(found) <= ALL_PRODUCTS else SCREENED
+    run *= 2 if given["versus_prompt"] is not None else 1
+    lenses = tokens_run(length, found.anatomy.n_layers, given["lenses"])
+    total = run * length / 2 + sum(lenses.values()) + 3 * length
     console.print(
-        f"  {len(found.ids)} tokens, {parts} parts: {run * times} runs of half the layers on average, about "
-        f"{2e-9 * count * run / parts * times:,.0f} billion operations; one forward takes "
-        f"{2e-9 * len(found.ids) * sum(p.numel() for p in found.anatomy.model.parameters()):,.0f}",
+        f"  {length} tokens, {parts} parts; one forward takes {forward_s:.2f} s\n"
+        f"  replacing parts: {run} runs of half the layers on average, about {run / 2:,.0f} forwards\n"
+        f"  lenses: about {sum(lenses.values()) / length:,.0f} forwards"
+        + "".join(f", {name} {count / length:,.0f}" for name, count in sorted(lenses.items(), key=lambda p: -p[1])[:4])
+        + f"\n  in all about {total / length * forward_s:,.0f} s; the page about 1 MB",
         highlight=False,
     )  # fmt: skip
 

@@ -103,6 +103,21 @@ class Needs(Skip):
         self.expected = expected
 
 
+def tokens_run(length: int, layers: int, names: Sequence[str] | None = None) -> dict[str, float]:
+    """About how many tokens each lens runs through the whole model, by name; counted on a model of 30 layers.
+
+    Args:
+        length: tokens of the prompt.
+        names: lenses; all if None.
+    """
+    found = {
+        "embedding": 36, "heads": length, "context": 1.2 * min(length, 100) * length, "position": 18 * length, "neurons": 256,
+        "rotary": 13 * length, "sampling": 200 + 2 * length, "architecture": (layers / 2 + 15) * length,
+        "tokenization": 600 + 1.5 * length, "reasoning": 12 * length,
+    }  # fmt: skip
+    return {name: count for name, count in found.items() if names is None or name in names}
+
+
 def measure_lenses(
     found: Decision, given: Given, names: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda name: None,
