@@ -134,3 +134,25 @@ def test_any_part_opens_in_place_with_both_sides(decisions, lang, width, tmp_pat
 def test_without_a_second_side_a_part_opens_alone(decisions, tmp_path):
     found = visit(decisions["кот-ru"], tmp_path, 1440)["parts"]
     assert "columns" not in found and found["closed"] and "Заменить" not in found["head"][2]
+
+
+@pytest.fixture(scope="module")
+def real_decision():
+    """A Russian decision of the built-in model, with everything that needs no second model."""
+    from intaglio.choice import why
+
+    prompt = "Ключ лежит в ящике. Ключ лежит в кармане. Ключ лежит в"
+    return why("smollm2", prompt, versus_prompt="Ключ лежит в ящике. Ключ лежит в", versus_target=" и", corpus=prompt * 3)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("lang", "width"), [("ru", 900), ("en", 1440)])
+def test_every_section_of_a_real_decision_stands_in_a_browser(real_decision, lang, width, tmp_path):
+    skipped = {name for name, lens in real_decision.lenses.items() if "skipped" in lens}
+    assert skipped == {"tuning", "models"}
+    page = real_decision.to_html(lang=lang)
+    assert len(page.encode()) < 5_000_000 * len(real_decision.about["ids"]) / 100
+    seen = visit(page, tmp_path, width)
+    assert seen["faults"] == [] and seen["opened"] == 18 and seen["sampled"]
+    assert seen["width"] <= 0 and seen["open_width"] <= 0 and seen["clipped"] == [] and seen["open_clipped"] == []
+    assert seen["parts"]["closed"] and len(seen["parts"]["columns"]) == 2
