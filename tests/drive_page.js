@@ -79,9 +79,13 @@ addEventListener("load", () => setTimeout(() => {
     const neuron = $(".card [data-part*='.N']"); if (neuron) { click(neuron); seen.parts.neuron = [name(), text()]; }
     click($("#ledger [data-part]")); seen.parts.row = [$("#ledger [data-part]").textContent, name(), !!$(".card").closest("tr.cardrow")];
     if ($("#side")) {
-      seen.parts.columns = columns(); const shown = () => all("[data-side]").filter(e => !e.hidden).length; seen.parts.shown = [shown()];
-      $("#side").value = "2"; $("#side").dispatchEvent(new Event("change")); seen.parts.other = columns(); seen.parts.shown.push(shown());
-      seen.parts.side = new URLSearchParams(location.hash.slice(1)).get("side"); seen.parts.both = document.documentElement.scrollWidth - innerWidth;
+      const choose = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event("change")); };
+      const shown = () => all("[data-side]").filter(e => !e.hidden).sort((a, b) => a.style.order - b.style.order).map(e => e.dataset.side).join();
+      const votes = () => [...$("#sidevotes tbody").rows].map(r => [...r.cells].map(c => c.textContent));
+      seen.parts.columns = columns(); seen.parts.shown = [shown()]; seen.parts.votes = [votes()];
+      choose("#side", "2"); seen.parts.other = columns(); seen.parts.shown.push(shown()); seen.parts.votes.push(votes());
+      choose("#left", "3"); seen.parts.shown.push(shown()); seen.parts.votes.push(votes());
+      seen.parts.side = location.hash; seen.parts.both = document.documentElement.scrollWidth - innerWidth;
     }
     document.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true })); seen.parts.closed = !$(".card") && !hash();
   }

@@ -117,35 +117,20 @@ def test_the_sides_are_decisions_of_their_own(subject, other, trace):
     assert [s["kind"] for s in kept] == ["model", "prompt", "target"] and kept[2]["tables"]["votes"]
 
 
-@pytest.mark.parametrize("lang", ["en", "ru"])
-def test_the_tables_side_by_side_print_both_votes_and_their_difference(trace, lang):
-    page = trace.to_html(lang=lang)
-    pairs = re.findall(r'<div data-side="(\d)">(.*?)(?=<div data-side|<section class="last")', page, re.DOTALL)
-    assert [number for number, _ in pairs] == ["1", "2", "3"]
-    here = {r["address"]: r["part_logits"] for r in trace.rows["votes"]}
-    for (_, pair), side in zip(pairs, trace.beside):
-        there = {r["address"]: r["part_logits"] for r in side.rows["votes"]}
-        rows = re.findall(r'addr">([^<]+)</code></td><td class="r num">([^<]*)<.*?num">([^<]*)<.*?num">([^<]*)<', pair)
-        best = max(here.keys() | there.keys(), key=lambda p: max(abs(here.get(p, 0)), abs(there.get(p, 0))))
-        assert rows[0][0] == best and len(rows) <= 20
-        for address, *cells in rows:
-            values = [here.get(address), there.get(address), None]
-            values[2] = None if None in values[:2] or side.about["kind"] == "model" else values[1] - values[0]  # 3 layers, 2
-            for cell, value in zip(cells, values):
-                plain = cell.replace("−", "-").replace(",", "." if lang == "ru" else ",").replace("\u00a0", "")
-                assert (cell == "—") == (value is None)
-                if value is not None and "×" not in plain and "⁻" not in plain:
-                    assert float(plain) == pytest.approx(value, rel=0.006, abs=1e-6)
-
-
-def test_lines_of_one_width_are_votes_of_one_size_on_both_sides(trace):
+def test_all_pictures_have_one_scale_and_every_side_its_own_candidates(trace):
     page = trace.to_html()
-    pair = re.search(r'<div data-side="1">(.*?)<div data-side="2">', page, re.DOTALL)[1]
-    edges = re.findall(r'stroke-width="([\d.]+)" data-v="([\d.]+)"', pair)
-    tops = set(re.findall(r'data-top="([\d.]+)"', pair))
+    cells = re.findall(r'<div data-side="(\d)">(.*?)(?=<div data-side|<figure class="block" id="sidevotes")', page, re.DOTALL)
+    assert [number for number, _ in cells] == ["0", "1", "2", "3"]
+    tops = set(re.findall(r'data-top="([\d.]+)"', "".join(cell for _, cell in cells)))
     assert len(tops) == 1
-    for width, vote in edges:
-        assert float(width) == pytest.approx(0.6 + 7.5 * float(vote) / float(tops.copy().pop()), abs=0.02)
+    for (_, cell), side in zip(cells, (trace, *trace.beside)):
+        edges = re.findall(r'stroke-width="([\d.]+)" data-v="([\d.]+)"', cell)
+        assert edges
+        for width, vote in edges:
+            assert float(width) == pytest.approx(0.6 + 7.5 * float(vote) / float(min(tops)), abs=0.02)
+        shares = re.findall(r'class="r num">([\d.]+)%', cell)
+        expected = [100 * r["probability"] for r in side.rows["candidates"][:8]]
+        assert [float(s) for s in shares] == pytest.approx(expected, rel=0.06)
 
 
 def test_a_second_target_must_be_a_third_token(subject):

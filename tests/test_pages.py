@@ -91,8 +91,8 @@ def test_one_example_lights_up_in_both_runs(pages, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def decisions(tmp_path_factory) -> dict[str, str]:
-    """Pages of real decisions of a tiny model: one with everything, one of Russian letters."""
+def traces(tmp_path_factory) -> dict[str, object]:
+    """Real decisions of a tiny model: one with everything, one of Russian letters."""
     from conftest import save_subject
     from intaglio.choice import why
     from intaglio.model.subject import load_subject
@@ -100,8 +100,12 @@ def decisions(tmp_path_factory) -> dict[str, str]:
     subject = load_subject(save_subject(tmp_path_factory.mktemp("page") / "subject"))
     long = "the cat sat on a red mat, and the dog ran far away <b>&amp;"
     trace = why(subject, long, against="a", versus=subject, versus_prompt="one " + long, versus_target="b", corpus=long)
-    cyrillic = why(subject, "Кот на окне", effects=False)
-    return {f"{name}-{lang}": t.to_html(lang=lang) for name, t in (("long", trace), ("кот", cyrillic)) for lang in ("en", "ru")}
+    return {"long": trace, "кот": why(subject, "Кот на окне", effects=False)}
+
+
+@pytest.fixture(scope="module")
+def decisions(traces) -> dict[str, str]:
+    return {f"{name}-{lang}": t.to_html(lang=lang) for name, t in traces.items() for lang in ("en", "ru")}
 
 
 @pytest.mark.parametrize("width", [1440, 900, 500])
@@ -128,7 +132,19 @@ def test_any_part_opens_in_place_with_both_sides(decisions, lang, width, tmp_pat
     assert re.fullmatch(r"L\d+\.mlp", found["stem"][0]) and re.fullmatch(r"L\d+\.mlp\.N\d+", found["neuron"][0])
     assert found["row"][0] == found["row"][1] and found["row"][2]
     assert len(found["columns"]) == len(found["other"]) == 2 and found["columns"][1] != found["other"][1]
-    assert found["shown"] == [1, 1] and found["side"] == "2" and found["closed"]
+    assert found["shown"] == ["0,1", "0,2", "3,2"] and "side=2" in found["side"] and "left=3" in found["side"] and found["closed"]
+
+
+def test_the_votes_of_any_two_sides_stand_next_to_each_other(decisions, traces, tmp_path):
+    tables = visit(decisions["long-en"], tmp_path, 1440)["parts"]["votes"]
+    sides = [{r["address"]: r["part_logits"] for r in side.rows["votes"]} for side in (traces["long"], *traces["long"].beside)]
+    for rows, (left, right) in zip(tables, ((0, 1), (0, 2), (3, 2))):
+        a, b = sides[left], sides[right]
+        loud = sorted(a.keys() | b.keys(), key=lambda p: (-max(abs(a.get(p, 0)), abs(b.get(p, 0))), p))
+        assert sorted(r[0] for r in rows) == sorted(loud[: len(rows)]) and len(rows) == min(20, len(loud))
+        for address, *cells in rows:
+            for cell, value in zip(cells, (a[address], b[address], b[address] - a[address])):
+                assert float(cell.replace("−", "-").replace(",", "")) == pytest.approx(value, rel=0.006, abs=1e-9)
 
 
 def test_without_a_second_side_a_part_opens_alone(decisions, tmp_path):

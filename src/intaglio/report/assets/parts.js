@@ -68,6 +68,7 @@
   };
   const kind = p => p.neuron ? "neuron" : p.mlp ? "mlp" : p.head ? "head" : "layer";
 
+  const chosen = () => sides.length > 1 ? ["left", "side"].map((name, i) => sides[Math.min(sides.length - 1, Number(state.get(name) || i))]) : sides;
   let card = null, wrap = null;
   const close = () => { if (wrap) wrap.remove(); wrap = card = null; state.delete("part"); keep(); document.querySelectorAll(".chosenpart").forEach(e => e.classList.remove("chosenpart")); };
   const open = (address, near, source) => {
@@ -82,7 +83,7 @@
     name.append(words[kind(p)] + " "); add(name, "code", "addr", address);
     if (kind(p) !== "layer") { const up = p.neuron ? "L" + p.layer + ".mlp" : "L" + p.layer, link = add(bar, "button", "", words.up.replace("{part}", up)); link.type = "button"; link.addEventListener("click", () => open(up, link)); }
     const shut = add(bar, "button", "", words.close); shut.type = "button"; shut.addEventListener("click", close);
-    const second = sides[Number(state.get("side") || 1)], shown = second ? [sides[0], second] : [sides[0]], body = add(card, "div", shown.length > 1 ? "two" : "");
+    const shown = chosen(), body = add(card, "div", shown.length > 1 ? "two" : "");
     shown.forEach((side, i) => {
       const to = add(body, "div"); if (shown.length > 1) add(to, "div", "sidename " + (i ? "b" : "a"), side.name);
       const there = p.neuron || kind(p) === "layer" ? Object.keys(side.parts).some(n => n.startsWith("L" + p.layer + ".")) : address in side.parts;
@@ -101,12 +102,28 @@
   document.addEventListener("click", clicked);
   document.addEventListener("keydown", e => { if (e.key === "Escape" && card) close(); else if ((e.key === "Enter" || e.key === " ") && clicked(e)) e.preventDefault(); });
 
-  const choose = document.getElementById("side");
-  const other = () => {
-    if (choose) { choose.value = state.get("side") || "1"; document.querySelectorAll("[data-side]").forEach(e => { e.hidden = e.dataset.side !== choose.value; }); }
+  const selects = [document.getElementById("left"), document.getElementById("side")];
+  const votes = (a, b) => {
+    const box = document.getElementById("sidevotes"), names = new Set([...Object.keys(a.parts), ...Object.keys(b.parts)]), of = (side, n) => n in side.parts ? side.parts[n][0] : null;
+    const size = n => Math.max(Math.abs(of(a, n) || 0), Math.abs(of(b, n) || 0)), alike = a.sizes.join() === b.sizes.join();
+    box.hidden = false; box.querySelectorAll(".scroll").forEach(e => e.remove());
+    const rows = [...names].sort((x, y) => size(y) - size(x) || (x < y ? -1 : 1)).slice(0, 20);
+    const short = name => name.length > 30 ? name.slice(0, 29) + "…" : name;
+    table(box, [[words.part], [short(a.name), 1], [short(b.name), 1], [words.change, 1]], rows.map(n => [chip(n), signed(of(a, n)), signed(of(b, n)), alike && of(a, n) !== null && of(b, n) !== null ? signed(of(b, n) - of(a, n)) : words.unmeasured]));
+  };
+  const beside = () => {
+    const two = chosen(), at = two.map(s => sides.indexOf(s));
+    document.querySelectorAll("[data-side]").forEach(e => {
+      const place = at.indexOf(Number(e.dataset.side)); e.hidden = place < 0; e.style.order = place;
+      const name = e.querySelector(".sidename"); if (name) name.classList.toggle("b", place === 1);
+    });
+    selects.forEach((s, i) => { s.value = at[i]; }); votes(...two);
     if (card) open(state.get("part"), card);
   };
-  if (choose) choose.addEventListener("change", () => { state.set("side", choose.value); keep(); other(); });
-  other();
+  if (selects[1]) {
+    document.getElementById("sides").hidden = false;
+    selects.forEach(s => s.addEventListener("change", () => { state.set(s.id, s.value); keep(); beside(); }));
+    beside();
+  }
   const river = document.querySelector(".river"); if (state.has("part") && river && known(state.get("part"))) open(state.get("part"), river);
 })();

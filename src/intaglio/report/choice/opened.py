@@ -15,22 +15,25 @@ SOURCES = 8  # tokens a head is shown to read from
 WORDS = (
     "layer", "head", "mlp", "neuron", "vote", "effect", "part", "read", "from_token", "others_read", "booked", "own", "others",
     "norm", "shape", "changed", "mean", "resample", "looked", "score", "query", "key", "by", "attention", "neurons", "activation",
-    "of_mlp", "close", "up", "absent", "unmeasured", "no_neurons", "no_upstream", "bias", "here", "there",
+    "of_mlp", "close", "up", "absent", "unmeasured", "no_neurons", "no_upstream", "bias", "change",
 )  # fmt: skip
 
 
 def opened(t: Words, trace: TraceData) -> dict[str, Any]:
     """The sides, this one first, each with its parts; and the words around them."""
-    sides = [_side(str(t("page.card.here")), trace), *(_side(str(side_name(t, side)), side) for side in trace.beside)]
+    sides = [_side(side_name(t, side), side) for side in (trace, *trace.beside)]
     metric = trace.about.get("metric")
     words = {name: str(t(f"page.card.{name}")) for name in WORDS}
     return {"words": words, "sides": sides, "metric": metric and str(t("page.ledger.effect_on", metric=metric["name"]))}
 
 
 def side_name(t: Words, side: TraceData) -> str:
-    """A second side as it is called on the page."""
+    """A side as it is called on the page."""
+    kind = side.about.get("kind")
+    if kind is None:
+        return str(t("page.card.here"))
     name = side.about["name"]
-    return str(t(f"page.beside.{side.about['kind']}", name=visible(name) if side.about["kind"] == "target" else name))
+    return str(t(f"page.beside.{kind}", name=visible(name) if kind == "target" else name))
 
 
 def _side(name: str, trace: TraceData) -> dict[str, Any]:
@@ -42,7 +45,8 @@ def _side(name: str, trace: TraceData) -> dict[str, Any]:
         if row["source"] is not None:
             reads[row["address"]].append((row["source"], _short(row["vote_logits"]), _short(row["attention"])))
     return {
-        "name": name, "tokens": [visible(r["letters"] or r["text"]) for r in rows["prompt"]], "parts": parts,
+        "name": name, "sizes": [trace.about[size] for size in ("layers", "heads", "width")],
+        "tokens": [visible(r["letters"] or r["text"]) for r in rows["prompt"]], "parts": parts,
         "reads": {head: sorted(read, key=lambda r: -abs(r[1]))[:SOURCES] for head, read in reads.items()},
         "neurons": _neurons(rows["neurons"]), "booked": _booked(rows), "upstream": _upstream(rows["upstream"]),
     }  # fmt: skip

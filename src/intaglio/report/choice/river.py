@@ -42,7 +42,7 @@ def river(
         return TOP + height - ROW * (layer + 0.5)
 
     last = x(n - 1)
-    drawn = [_rule(t, layer, y(layer)) for layer in range(0, layers, max(1, round(layers / 6)))]
+    drawn = [_rule(t, layer, y(layer)) for layer in range(0, layers, max(2, round(layers / 6)))]
     drawn += [Markup('<line class="col" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(x(i), TOP, TOP + height)
               for i in range(n)]  # fmt: skip
     for (layer, source), edge in sorted(edges.items(), key=lambda e: abs(e[1]["vote"]))[-MOST_EDGES:]:
