@@ -592,7 +592,9 @@ def test_every_text_is_reachable():
             elif kind == "skip":
                 assert f'"{last}"' in code["skip"], key
             elif kind == "figure":
-                assert f'("{key.split(".")[1]}"' in code["shows"], key
+                assert f'("{key.split(".")[1]}"' in code["shows"] or key.split(".")[1] == "scheme", key
+            elif kind == "scheme":
+                assert f'"{last}"' in code["shows"], key
             elif kind == "column":
                 assert last in code["shows"] or last.startswith("at"), key
 

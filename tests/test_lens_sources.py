@@ -307,8 +307,8 @@ def check_texts(name: str, trace: Trace, lenses: list[dict]) -> None:
     shows = (resources.files("intaglio.report.choice") / "lenses" / f"{name}.py").read_text()
     measures = (resources.files("intaglio.measure.choice.lenses") / f"{name}.py").read_text()
     for kind, key in (k.split(".")[:2] for k in english if "." in k):
-        if kind in ("figure", "column"):
-            assert f'"{key}"' in shows, key
+        if kind in ("figure", "column", "scheme"):
+            assert f'"{key}"' in shows or (kind, key) == ("figure", "scheme"), key
         elif kind != "says":
             assert f'"{key}"' in measures + shows, (kind, key)
 

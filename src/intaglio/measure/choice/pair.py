@@ -52,6 +52,7 @@ def compare(a: Decision, b: Decision) -> tuple[dict[str, Any], dict[str, list[di
         "difference_a_logits": float(question.of(a.logits_V[None])), "difference_b_logits": float(question.of(b.logits_V[None])),
         "first_a": a.written(int(log_p.argmax())), "first_b": a.written(int(log_q.argmax())),
         "tokens_a": len(a.ids), "tokens_b": len(b.ids),
+        "layers_b": b.anatomy.n_layers, "width_b": b.anatomy.width, "vocabulary_b": len(b.logits_V),
     }  # fmt: skip
     union = dict.fromkeys([*log_p.topk(TOP).indices.tolist(), *log_q.topk(TOP).indices.tolist()])
     tables: dict[str, list[dict[str, Any]]] = {
@@ -74,5 +75,5 @@ def compare(a: Decision, b: Decision) -> tuple[dict[str, Any], dict[str, list[di
              "b_logits": float(same.votes.votes_BP[0, i]), "change_logits": float(change[i])}
             for i in change.abs().argsort(descending=True)[:CHANGED].tolist()
         ]  # fmt: skip
-        numbers["changed_logits"] = float(change.abs().sum())
+        numbers |= {"changed_logits": float(change.abs().sum()), "parts": len(change)}
     return numbers, tables

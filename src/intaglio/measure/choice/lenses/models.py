@@ -248,7 +248,8 @@ def _model(own: Reading, decided: Letters, segments: list[dict[str, Any]], index
     chosen, counted = int(log_p.argmax()), sum(s["bytes"] for s in segments)
     bits = sum(s["bits"][index] for s in segments)
     return {
-        "name": own.name, "vocabulary": len(log_p), "tokens": len(found.ids), "bits": bits,
+        "name": own.name, "layers": found.anatomy.n_layers, "width": found.anatomy.width, "vocabulary": len(log_p),
+        "tokens": len(found.ids), "bits": bits,
         "bits_per_byte": bits / counted if counted else None, "entropy_nats": float(-(log_p.exp() * log_p).sum()),
         "first": found.written(chosen), "p": float(log_p[chosen].exp()), "no_text": decided.no_text, "open": decided.open,
     }  # fmt: skip

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from intaglio.report.choice.bars import Bar, bars
 from intaglio.report.choice.blocks import Block, Figure, Rows
+from intaglio.report.choice.scheme import Lanes, Step, scheme, sizes
 from intaglio.report.choice.words import Words, token, visible
 from intaglio.trace import TraceData
 
@@ -54,7 +55,20 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
             for r in tables["needle"]
         ]
         blocks.append(Figure("needle", bars(drawn)))
-    return blocks
+    return [*blocks, _scheme(t, lens, trace.about)]
+
+
+def _scheme(t: Words, lens: dict[str, Any], about: dict[str, Any]) -> Figure:
+    n, tables, width = lens["numbers"], lens["tables"], about["width"]
+    looked, tokens = n["looked_at"], n["tokens"]
+    ways = [
+        [("gone", sizes(t, looked, tokens - 1)), ("states", sizes(t, looked, n["depths"], width))],
+        [("swapped", sizes(t, looked, tokens))], [("slopes", sizes(t, 2, tokens, width))],
+    ]  # fmt: skip
+    rows: list[list[Step | Lanes]] = [[Lanes(ways), ("metrics", sizes(t, looked, 4))]]
+    moved = [("needle", sizes(t, len(tables["needle"])))] if tables["needle"] else []
+    rows += [[("sentences", sizes(t, len(tables["sentences"]))), *moved]] if tables["sentences"] else []
+    return scheme(t, "context", [("text", sizes(t, tokens)), Lanes(rows)])
 
 
 def _range(t: Words, row: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from intaglio.report.choice.blocks import Block, Figure, Rows
+from intaglio.report.choice.scheme import Lanes, Step, scheme, sizes
 from intaglio.report.choice.sides import Side, sides
 from intaglio.report.choice.words import Words, part, token, visible
 from intaglio.trace import TraceData
@@ -30,7 +31,16 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
     if tables["heads"]:
         columns = ("head", "read", "vote", "effect", "looks", "induced", "place")
         blocks.append(Rows("heads", columns, [_head(t, r) for r in tables["heads"]], frozenset(columns[1:])))
-    return blocks
+    return [*blocks, _scheme(t, lens["numbers"], trace.about)]
+
+
+def _scheme(t: Words, n: dict[str, Any], about: dict[str, Any]) -> Figure:
+    ways: list[list[Step]] = [
+        [(name, sizes(t, n[name]["tokens"])), ("ending", sizes(t, n[name]["longest"], n[name]["times"])),
+         ("shares", sizes(t, about["vocabulary"]))]
+        for name in ("context", "corpus") if n[name] is not None
+    ]  # fmt: skip
+    return scheme(t, "corpus", [Lanes([*ways, [("copies", sizes(t, about["layers"], about["heads"], n["places"]))]])])
 
 
 def _candidates(t: Words, numbers: dict[str, Any], rows: list[dict[str, Any]], target: int) -> Markup:

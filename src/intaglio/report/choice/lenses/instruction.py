@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from intaglio.report.choice.blocks import Block, Figure, Rows
+from intaglio.report.choice.scheme import Lanes, scheme, sizes
 from intaglio.report.choice.words import Words, part, token
 from intaglio.trace import TraceData
 
@@ -14,6 +15,11 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 860, 200, 58, 26
 
 
 def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
+    return [*pair(t, lens), _scheme(t, lens, trace.about)]
+
+
+def pair(t: Words, lens: dict[str, Any]) -> list[Block]:
+    """What is shown of any two decisions."""
     n, tables = t.numbers, lens["tables"]
     blocks: list[Block] = [
         Rows("candidates", ("token", "p_a", "p_b"),
@@ -26,6 +32,17 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
         rows = [(part(r["address"]), *(n.signed(r[f"{k}_logits"]) for k in ("a", "b", "change"))) for r in tables["votes"]]
         blocks.append(Rows("votes", ("part", "vote_a", "vote_b", "change"), rows, frozenset({"vote_a", "vote_b", "change"})))
     return blocks
+
+
+def _scheme(t: Words, lens: dict[str, Any], about: dict[str, Any]) -> Figure:
+    n, depths = lens["numbers"], len(lens["tables"]["layers"])
+    return scheme(t, "instruction", [
+        Lanes([[("this", sizes(t, n["tokens_a"]))], [("other", sizes(t, n["tokens_b"]))]]),
+        ("model", sizes(t, about["layers"], about["heads"], about["head_size"])), Lanes([
+            [("logits", sizes(t, 2, about["vocabulary"]))], [("lens", sizes(t, 2, depths, about["vocabulary"]))],
+            [("votes", sizes(t, 2, n["parts"]))],
+        ]),
+    ])  # fmt: skip
 
 
 def layers(t: Words, rows: list[dict[str, Any]]) -> Markup:

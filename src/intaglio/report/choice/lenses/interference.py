@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from intaglio.report.choice.blocks import Block, Figure, Rows
 from intaglio.report.choice.lines import Line, Panel, panels
+from intaglio.report.choice.scheme import Lanes, Step, scheme, sizes
 from intaglio.report.choice.words import Words, part, token, visible
 from intaglio.trace import TraceData
 
@@ -34,7 +35,17 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
         for r in tables["conflicts"]
     ]  # fmt: skip
     columns = ("over", "count", "for", "against", "conflict")
-    return [*blocks, Rows("conflicts", columns, over, frozenset(columns[1:]))]
+    return [*blocks, Rows("conflicts", columns, over, frozenset(columns[1:])), _scheme(t, numbers, tables, trace.about)]
+
+
+def _scheme(t: Words, n: dict[str, Any], tables: dict[str, Any], about: dict[str, Any]) -> Figure:
+    heads = about["layers"], about["heads"]
+    read: list[Step] = [("read", sizes(t, *heads, about["tokens"])), ("heads", sizes(t, *heads)),
+                        ("grains", sizes(t, len(tables["conflicts"])))]  # fmt: skip
+    said: list[Step] = [("sentences", sizes(t, n["sentences"]))]
+    if n["pair"] is not None:
+        said += [("pair", sizes(t, 2)), ("orders", sizes(t, len(tables["orders"]), about["vocabulary"]))]
+    return scheme(t, "interference", [("text", sizes(t, about["tokens"])), Lanes([read, said])])
 
 
 def _heads(t: Words, numbers: dict[str, Any], heads: list[dict[str, Any]]) -> Rows:

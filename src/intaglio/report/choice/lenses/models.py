@@ -7,10 +7,12 @@ from typing import Any
 from markupsafe import Markup
 
 from intaglio.report.choice.blocks import Block, Figure, Rows
+from intaglio.report.choice.scheme import Lanes, Step, scheme, sizes
 from intaglio.report.choice.sides import Side, sides
 from intaglio.report.choice.words import Words, token, visible
 from intaglio.trace import TraceData
 
+BYTES = 257  # of the next byte's distribution: every byte, and what is no text
 SHOWN = 30  # segments drawn: those on which the models differ most
 
 
@@ -28,7 +30,20 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
     if by_token:
         columns = ("model", "kl", "same_first", "positions")
         blocks.append(Rows("by_token", columns, [_by_token(r) for r in by_token], frozenset(columns[1:])))
-    return blocks
+    return [*blocks, _scheme(t, lens)]
+
+
+def _scheme(t: Words, lens: dict[str, Any]) -> Figure:
+    n, models = lens["numbers"], lens["tables"]["models"]
+    ways: list[list[Step]] = [
+        [("tokens", sizes(t, r["tokens"])), ("layers", sizes(t, r["layers"], r["width"])),
+         ("logits", sizes(t, r["tokens"], r["vocabulary"]))]
+        for r in models
+    ]  # fmt: skip
+    return scheme(t, "models", [
+        Lanes(ways, n["names"]),
+        Lanes([[("segments", sizes(t, n["segments"]))], [("following", sizes(t, len(models), n["offsets"], BYTES))]]),
+    ])  # fmt: skip
 
 
 def strongest(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:

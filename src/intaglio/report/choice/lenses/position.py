@@ -6,6 +6,7 @@ from typing import Any
 
 from intaglio.report.choice.bars import Bar, bars
 from intaglio.report.choice.blocks import Block, Figure, Rows
+from intaglio.report.choice.scheme import Lanes, scheme, sizes
 from intaglio.report.choice.words import Words, token, visible
 from intaglio.trace import TraceData
 
@@ -25,7 +26,18 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
         ]
         columns = ("shift", "difference", "change", "first")
         blocks.append(Rows("shifts", columns, rows, frozenset(columns[:3])))
-    return blocks
+    return [*blocks, _scheme(t, lens, trace.about)]
+
+
+def _scheme(t: Words, lens: dict[str, Any], about: dict[str, Any]) -> Figure:
+    n = lens["numbers"]
+    runs = {"pairs": n["pairs"], "shuffles": n["shuffles"], "reversed": int(n["reversed"] is not None),
+            "shifts": len(lens["tables"]["shifts"])}  # fmt: skip
+    ways = [[(key, sizes(t, count, about["tokens"]))] for key, count in runs.items() if count]
+    return scheme(t, "position", [
+        ("text", sizes(t, about["tokens"])), Lanes(ways), ("logits", sizes(t, sum(runs.values()), about["vocabulary"])),
+        ("changes", sizes(t, sum(runs.values()))),
+    ])  # fmt: skip
 
 
 def _pair(row: dict[str, Any]) -> str:

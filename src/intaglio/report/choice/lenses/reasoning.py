@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from intaglio.report.choice.blocks import Block, Figure, Rows
 from intaglio.report.choice.lines import Line, Panel, panels
+from intaglio.report.choice.scheme import Lanes, Step, scheme, sizes
 from intaglio.report.choice.words import Words, token, visible
 from intaglio.trace import TraceData
 
@@ -40,7 +41,18 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
     if tables["tools"]:
         marks = [(token(r["mark"]), r["pieces"], n.fine_percent(r["p"]), r["rank"] + 1) for r in tables["tools"]]
         blocks.append(Rows("tools", ("mark", "pieces", "p_mark", "place"), marks, frozenset({"pieces", "p_mark", "place"})))
-    return blocks
+    return [*blocks, _scheme(t, lens, trace.about)]
+
+
+def _scheme(t: Words, lens: dict[str, Any], about: dict[str, Any]) -> Figure:
+    n, tables, vocabulary = lens["numbers"], lens["tables"], about["vocabulary"]
+    tried = sum(r[f"{way}_nats"] is not None for r in tables["changes"] for way in ("drop", "corrupt", "reword"))
+    ways: list[list[Step]] = [[("points", sizes(t, n["points"], vocabulary))], [("changed", sizes(t, tried, vocabulary))]]
+    if n["samples"]:
+        ways.append([("samples", sizes(t, 2, n["samples"], n["length"])), ("words", sizes(t, len(tables["words"])))])
+    return scheme(t, "reasoning", [
+        ("text", sizes(t, about["tokens"])), ("steps", sizes(t, n["steps"])), ("inside", sizes(t, n["tokens"])), Lanes(ways),
+    ])  # fmt: skip
 
 
 def _change(t: Words, row: dict[str, Any], way: str) -> Markup | None:

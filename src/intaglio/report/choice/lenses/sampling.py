@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from intaglio.report.choice.blocks import Block, Figure, Rows
+from intaglio.report.choice.scheme import Lanes, Step, scheme, sizes
 from intaglio.report.choice.words import Words, token, visible
 from intaglio.trace import TraceData
 
@@ -28,7 +29,7 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
         Rows("thresholds", columns, limits, frozenset(columns[1:5])),
     ]  # fmt: skip
     if "texts" not in tables:
-        return blocks
+        return [*blocks, _scheme(t, lens, trace.about)]
     texts = [
         (named(t, r), "" if r["seed"] is None else r["seed"], _text(r["text"]), r["nats_per_token"]) for r in tables["texts"]
     ]
@@ -40,7 +41,17 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
         (token(r["text"]), n.percent(r["probability"]), r["likeness"], n.signed(r["score"])) for r in tables["contrast"]
     ]
     contrast = ("token", "probability", "likeness", "contrast")
-    return [*blocks, Rows("contrast", contrast, weighed, frozenset(contrast[1:]))]
+    return [*blocks, Rows("contrast", contrast, weighed, frozenset(contrast[1:])), _scheme(t, lens, trace.about)]
+
+
+def _scheme(t: Words, lens: dict[str, Any], about: dict[str, Any]) -> Figure:
+    n, tables, vocabulary = lens["numbers"], lens["tables"], about["vocabulary"]
+    ways: list[list[Step]] = [[("settings", sizes(t, len(tables["survivors"]), vocabulary))]]
+    if "texts" in tables:
+        ways[0].append(("texts", sizes(t, len(tables["texts"]), n["steps"])))
+        ways.append([("weighed", sizes(t, n["width"], vocabulary)), ("beams", sizes(t, n["width"], n["beam_steps"]))])
+        ways.append([("likeness", sizes(t, len(tables["contrast"]), about["tokens"])), ("contrast", sizes(t, n["beam_steps"]))])
+    return scheme(t, "sampling", [("text", sizes(t, about["tokens"])), ("logits", sizes(t, vocabulary)), Lanes(ways)])
 
 
 def _text(written: str) -> Markup:

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from intaglio.report.charts.base import WIDTH, axis, colour, data, svg
 from intaglio.report.choice.blocks import Block, Figure, Rows
+from intaglio.report.choice.scheme import Lanes, scheme, sizes
 from intaglio.report.choice.words import Words, token, visible
 from intaglio.trace import TraceData
 
@@ -31,7 +32,18 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
         Figure("curves", _curves(t, tables)),
         Rows("odds", columns, odds, frozenset(columns[2:])),
         Rows("grid", over, grid, frozenset(over)),
+        _scheme(t, tables, trace.about),
     ]
+
+
+def _scheme(t: Words, tables: dict[str, Any], about: dict[str, Any]) -> Figure:
+    steps, odds = len(tables["grid"]), tables["odds"]
+    return scheme(t, "temperature", [
+        ("run", sizes(t, about["tokens"])), ("logits", sizes(t, about["vocabulary"])), Lanes([
+            [("divided", sizes(t, steps, about["vocabulary"])), ("lines", sizes(t, len(tables["curves"]), steps))],
+            [("pairs", sizes(t, len(odds))), ("levels", sizes(t, len(odds), len(odds[0]["levels"])))],
+        ]),
+    ])  # fmt: skip
 
 
 def _curves(t: Words, tables: dict[str, Any]) -> Markup:

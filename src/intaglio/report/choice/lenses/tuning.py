@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from intaglio.report.choice.blocks import Block, Rows
-from intaglio.report.choice.lenses.instruction import show as show_pair
+from intaglio.report.choice.blocks import Block, Figure, Rows
+from intaglio.report.choice.lenses.instruction import pair
+from intaglio.report.choice.scheme import Lanes, Step, scheme, sizes
 from intaglio.report.choice.words import Words, token
 from intaglio.trace import TraceData
 
@@ -18,4 +19,19 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
         for r in sorted(lens["tables"]["tokens"], key=lambda r: -r["kl_nats"])
     ]  # fmt: skip
     columns = ("after", "next", "kl", "surprise_a", "surprise_b", "rank_a", "rank_b")
-    return [*show_pair(t, lens, trace), Rows("tokens", columns, rows, frozenset(columns[2:]))]
+    return [*pair(t, lens), Rows("tokens", columns, rows, frozenset(columns[2:])), _scheme(t, lens, trace.about)]
+
+
+def _scheme(t: Words, lens: dict[str, Any], about: dict[str, Any]) -> Figure:
+    n, tables, tokens = lens["numbers"], lens["tables"], about["tokens"]
+    models: list[list[Step]] = [
+        [(key, sizes(t, *inside)), ("logits", sizes(t, tokens, vocabulary))]
+        for key, inside, vocabulary in (
+            ("this", (about["layers"], about["width"]), about["vocabulary"]),
+            ("other", (n["layers_b"], n["width_b"]), n["vocabulary_b"]),
+        )
+    ]
+    beside: list[list[Step]] = [[("kl", sizes(t, tokens))]]
+    beside += [[("lens", sizes(t, len(tables["layers"])))]] if "layers" in tables else []
+    beside += [[("votes", sizes(t, n["parts"]))]] if "votes" in tables else []
+    return scheme(t, "tuning", [("text", sizes(t, tokens)), Lanes(models), Lanes(beside)])

@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from intaglio.report.choice.blocks import Block, Figure, Rows
+from intaglio.report.choice.scheme import Lanes, scheme, sizes
 from intaglio.report.choice.words import Words, part
 from intaglio.trace import TraceData
 
@@ -25,7 +26,17 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
         ]  # fmt: skip
         columns = ("part", "vote", "effect", "own", "others", "norm", "terms")
         blocks.append(Rows("booked", columns, rows, frozenset(columns[1:6])))
-    return blocks
+    return [*blocks, _scheme(t, lens["numbers"], trace.about)]
+
+
+def _scheme(t: Words, n: dict[str, Any], about: dict[str, Any]) -> Figure:
+    parts, heads, mlps = n["parts"], about["layers"] * about["heads"], about["layers"]
+    writes = [[("heads", sizes(t, mlps, about["heads"]))], [("mlps", sizes(t, mlps))],
+              [("others", sizes(t, parts - heads - mlps))]]  # fmt: skip
+    summed = [("as_is", sizes(t, 1, parts))]
+    replaced = n.get("effects")
+    ways = [Lanes([summed, [("replaced", sizes(t, replaced, parts))]]), ("effects", sizes(t, replaced))] if replaced else summed
+    return scheme(t, "votes", [Lanes(writes), ("direction", sizes(t, about["width"])), *ways])
 
 
 def layers(t: Words, rows: list[dict[str, Any]]) -> Markup:
