@@ -81,7 +81,7 @@ def wanted(subject, trace: Trace) -> dict[str, list[str]]:
     times = [len(re.findall(f"(?={re.escape(PROMPT[-n:])}.)", t, re.DOTALL)) for n, t in ((ending, PROMPT), (in_corpus, CORPUS))]
     return {
         "distribution": [x(TOKENS), x(LAYERS, WIDTH), x(VOCABULARY), x(VOCABULARY),
-                         ", ".join(str(int((shares < share).sum()) + 1) for share in (0.5, 0.9)), "4", "14, 14, 7, 7"],
+                         "; ".join(str(int((shares < share).sum()) + 1) for share in (0.5, 0.9)), "4", "14; 14; 7; 7"],
         "heads": [x(HEADS, SIZE), x(KEY_HEADS, TOKENS, SIZE), x(HEADS, TOKENS), x(KEY_HEADS, TOKENS, SIZE), x(HEADS, SIZE),
                   x(HEADS, WIDTH), x(HEADS, TOKENS)],
         "context": [x(TOKENS), x(TOKENS, TOKENS - 1), x(TOKENS, LAYERS + 1, WIDTH), x(TOKENS, TOKENS), x(2, TOKENS, WIDTH),
@@ -96,8 +96,8 @@ def wanted(subject, trace: Trace) -> dict[str, list[str]]:
         "sampling": [x(TOKENS), x(VOCABULARY), x(len(SETTINGS), VOCABULARY), x(sum(n for _, n in WRITTEN), 12),
                      x(4, VOCABULARY), x(4, 8), x(4, TOKENS), "8"],
         "architecture": [x(VOCABULARY, WIDTH), x(LAYERS, HEADS), x(LAYERS, NEURONS), x(WIDTH), x(VOCABULARY)],
-        "tuning": [x(TOKENS), x(LAYERS, WIDTH), x(TOKENS, VOCABULARY), x(LAYERS, 54), x(TOKENS, 293), x(TOKENS), x(LAYERS + 1),
-                   x(PARTS)],
+        "tuning": [x(TOKENS), x(LAYERS, WIDTH), x(LAYERS, 54), f"{x(TOKENS, VOCABULARY)}; {x(TOKENS, 293)}", x(TOKENS),
+                   x(2, LAYERS + 1), x(2, PARTS)],
         "instruction": [x(TOKENS), x(len(OTHER) + 1), x(LAYERS, HEADS, SIZE), x(2, VOCABULARY), x(2, LAYERS + 1, VOCABULARY),
                         x(2, PARTS)],
         "reasoning": [x(TOKENS), "2", x(len("The key is in a. The key is in b.")), x(10, VOCABULARY), x(changed, VOCABULARY),
@@ -133,7 +133,7 @@ def test_what_was_not_run_has_no_box(subject):
     """One sentence, no corpus, no part replaced; another model of other depth."""
     few = why(subject, "a b a c a b", versus=(model(3, 54, 293, seed=1), byte_tokenizer()), effects=False)
     assert few.lenses["reasoning"]["skipped"]["reason"] == "no_steps"
-    counts = {"distribution": 5, "context": 6, "position": 6, "votes": 5, "interference": 5, "tuning": 6, "corpus": 4}
+    counts = {"distribution": 5, "context": 6, "position": 6, "votes": 5, "interference": 5, "tuning": 5, "corpus": 4}
     for name, count in counts.items():
         assert len(boxes(few, name)) == len(boxes(few, name, "ru")) == count, name
     full = why(subject, "a b c " * 21 + "a", effects=False, lenses=["sampling", "position"])

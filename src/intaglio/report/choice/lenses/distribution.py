@@ -48,4 +48,4 @@ def _scheme(t: Words, lens: dict[str, Any], about: dict[str, Any]) -> Figure:
 
 
 def _counts(t: Words, counts: Iterable[int]) -> str:
-    return ", ".join(t.numbers.whole(n) for n in counts)
+    return "; ".join(t.numbers.whole(n) for n in counts)

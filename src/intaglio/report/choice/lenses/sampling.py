@@ -48,7 +48,7 @@ def _scheme(t: Words, lens: dict[str, Any], about: dict[str, Any]) -> Figure:
     n, tables, vocabulary = lens["numbers"], lens["tables"], about["vocabulary"]
     ways: list[list[Step]] = [[("settings", sizes(t, len(tables["survivors"]), vocabulary))]]
     if "texts" in tables:
-        ways[0].append(("texts", sizes(t, len(tables["texts"]), n["steps"])))
+        ways.append([("texts", sizes(t, len(tables["texts"]), n["steps"]))])
         ways.append([("weighed", sizes(t, n["width"], vocabulary)), ("beams", sizes(t, n["width"], n["beam_steps"]))])
         ways.append([("likeness", sizes(t, len(tables["contrast"]), about["tokens"])), ("contrast", sizes(t, n["beam_steps"]))])
     return scheme(t, "sampling", [("text", sizes(t, about["tokens"])), ("logits", sizes(t, vocabulary)), Lanes(ways)])

@@ -24,14 +24,9 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
 
 def _scheme(t: Words, lens: dict[str, Any], about: dict[str, Any]) -> Figure:
     n, tables, tokens = lens["numbers"], lens["tables"], about["tokens"]
-    models: list[list[Step]] = [
-        [(key, sizes(t, *inside)), ("logits", sizes(t, tokens, vocabulary))]
-        for key, inside, vocabulary in (
-            ("this", (about["layers"], about["width"]), about["vocabulary"]),
-            ("other", (n["layers_b"], n["width_b"]), n["vocabulary_b"]),
-        )
-    ]
-    beside: list[list[Step]] = [[("kl", sizes(t, tokens))]]
-    beside += [[("lens", sizes(t, len(tables["layers"])))]] if "layers" in tables else []
-    beside += [[("votes", sizes(t, n["parts"]))]] if "votes" in tables else []
+    models = [[("this", sizes(t, about["layers"], about["width"]))], [("other", sizes(t, n["layers_b"], n["width_b"]))]]
+    logits = "; ".join(sizes(t, tokens, vocabulary) for vocabulary in (about["vocabulary"], n["vocabulary_b"]))
+    beside: list[list[Step]] = [[("logits", logits), ("kl", sizes(t, tokens))]]
+    beside += [[("lens", sizes(t, 2, len(tables["layers"])))]] if "layers" in tables else []
+    beside += [[("votes", sizes(t, 2, n["parts"]))]] if "votes" in tables else []
     return scheme(t, "tuning", [("text", sizes(t, tokens)), Lanes(models), Lanes(beside)])
