@@ -318,6 +318,27 @@ def test_a_scorer_touches_neither_weights_nor_gradients_nor_chance(tiny, data):
     assert [len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules()] == hooks
 
 
+def test_a_loss_that_is_no_sum_over_tokens_is_flagged_as_in_training(tiny, data, probes, tmp_path, monkeypatch):
+    from torch.nn.functional import cross_entropy
+    from transformers.loss.loss_utils import LOSS_MAPPING
+
+    def kinds(name: str) -> tuple[set[str], ...]:
+        run = scan(tiny, data, tmp_path / f"scan {name}", probe=probes)
+        training.train(str(tiny), str(data), out=tmp_path / f"train {name}", steps=4, batch_size=2, rescan=1)
+        trained = open_run(tmp_path / f"train {name}")
+        return tuple({r["push_kind"] for r in rows(*found)}
+                     for found in ((run, "scans"), (trained, "scans"), (trained, "visits")))  # fmt: skip
+
+    def rising(logits, labels, **_):
+        """Later tokens weigh more."""
+        nats_BT = cross_entropy(logits[:, :-1].mT, labels[:, 1:], reduction="none")
+        return (nats_BT * torch.arange(1.0, nats_BT.shape[1] + 1)).mean()
+
+    assert kinds("plain") == ({"token_sum"},) * 3
+    monkeypatch.setitem(LOSS_MAPPING, "ForCausalLM", rising)
+    assert kinds("rising") == ({"as_weighted"},) * 3
+
+
 def test_alignment_is_with_all_the_others_whatever_the_order(tiny, data, tmp_path):
     run = scan(tiny, data, tmp_path / "run")
     sketches = {r["example"]: np.array(r["sketch"], dtype=float) for r in rows(run, "sketches")}

@@ -65,6 +65,23 @@ def test_every_table_of_the_contract_can_be_written_empty_and_read(tmp_path):
         run.table("secrets")
 
 
+def test_a_column_that_an_older_run_did_not_have_is_null(tmp_path):
+    writer = RunWriter(tmp_path / "run", {})
+    writer.append_rows("scans", [{"step": 0, "example": "old", "push": 1.0}])
+    writer.flush(0)
+    (part,) = writer.folder.glob("scans/part-*")
+    pq.write_table(pq.ParquetFile(part).read().drop_columns("push_kind"), part)
+    writer.append_rows("scans", [{"step": 0, "example": "new", "push": 2.0, "push_kind": "token_sum"}])
+    writer.flush(1)
+    for finish in (False, True):  # before and after its parts are joined
+        run = open_run(writer.finish() if finish else tmp_path / "run")
+        found = run.table("scans")
+        assert found.schema.equals(schema_of("scans"))
+        assert found.select(["push", "push_kind"]).to_pylist() == [
+            {"push": 1.0, "push_kind": None}, {"push": 2.0, "push_kind": "token_sum"}]  # fmt: skip
+        assert run.sql("select count(push_kind) from scans").fetchall() == [(1,)]
+
+
 def test_not_a_number_becomes_null_never_zero(tmp_path):
     writer = RunWriter(tmp_path / "run", {})
     writer.append_rows("steps", [{"step": 0, "lr": float("nan"), "closure": None}])

@@ -40,6 +40,10 @@ _STEP = Column("step", "int32", "steps", "optimizer steps taken before this one,
 _SLOT = Column("slot", "int32", "", "place of the example in the step's batch, over all micro-batches and ranks")
 _RANK = Column("rank", "int32", "", "process that measured the row; 0 unless training is distributed")
 _EXAMPLE = Column("example", "string", "", "id of the example: a hash of its unpadded token ids and label mask")
+_PUSH_KIND = Column(
+    "push_kind", "string", "",
+    "token_sum: push is of the summed token loss; as_weighted: the loss is no sum over the example's "
+    "own tokens and push is of the loss as it was used")  # fmt: skip
 _PROBE = Column("probe", "string", "", "name of the probe, a fixed set of texts that is watched")
 _ADDRESS = Column("address", "string", "", "part of the model, such as L3.attn.H5")
 
@@ -61,9 +65,7 @@ _TABLES = (
         Column("loss_nats", "float64", "nats/token", "surprise: mean loss per trained token, before the step"),
         Column("push", "float64", "nats per unit of parameter",
                "length of the gradient of the example's own summed token loss, over all measured parameters"),
-        Column("push_kind", "string", "",
-               "token_sum: push is of the summed token loss; as_weighted: the loss is no sum over the example's "
-               "own tokens and push is of the loss as it was used"),
+        _PUSH_KIND,
         Column("shift", "float64", _LENGTH,
                "signed length that the example contributed to the step taken; negative: against the step"),
         Column("alignment", "float64", "",
@@ -187,6 +189,7 @@ _TABLES = (
         _EXAMPLE,
         Column("loss_nats", "float64", "nats/token", "surprise: mean loss per target token"),
         Column("push", "float64", "nats per unit of parameter", "length of the gradient of the summed token loss"),
+        _PUSH_KIND,
         Column("alignment", "float64", "",
                "cosine between its gradient and the sum of all others' (while a scan is going: of those scored so far)"),
     )),

@@ -40,7 +40,7 @@ def score_rows(
         n = len(scored.ids)
         writer.append("scans", {
             "step": [step] * n, "example": scored.ids, "loss_nats": scored.loss_nats, "push": scored.push,
-            "alignment": alignments(scored.sketch_NS, total),
+            "push_kind": scored.push_kind, "alignment": alignments(scored.sketch_NS, total),
         })  # fmt: skip
         for name, (credit, cosine) in scored.credits.items():
             writer.append("scan_credits", {

@@ -31,6 +31,7 @@ class Scored:
     ids: list[str]
     loss_nats: np.ndarray
     push: np.ndarray
+    push_kind: list[str]  # as in `visits`: where the loss's weight is unknown, push is of the loss as it was used
     sketch_NS: np.ndarray  # of each example's own gradient
     credits: dict[str, tuple[np.ndarray, np.ndarray]]  # probe -> credit per unit length, cosine
 
@@ -94,14 +95,14 @@ class Scorer:
         return scored
 
     def _scored(self, record: Any) -> Scored:
-        omega, _ = make.loss_weights(record)
+        omega, push_kind = make.loss_weights(record)
         weight = np.abs(np.where(np.isnan(omega), 1.0, omega))
         push = np.sqrt(make.squared_push(record)) / weight
         _, loss = make._mean_losses(record)
         ids = [e[0] for e in record.caught.examples(record.target_BT >= 0)]
         sketch = record.sketch_NS.cpu().numpy() / weight[:, None]
         credits = {name: self._credit(record, *d, weight, push) for name, d in self.directions.items()}
-        return Scored(ids, loss, push, sketch, credits)
+        return Scored(ids, loss, push, push_kind, sketch, credits)
 
     def _credit(
         self, record: Any, directions: Directions, length: float, weight: np.ndarray, push: np.ndarray

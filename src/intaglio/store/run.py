@@ -193,8 +193,12 @@ class RunWriter:
 
 
 def _joined(table: str, parts: list[Path]) -> pa.Table:
-    """The rows of several parts; of several processes in the order of the key, and each name once."""
-    whole = pa.concat_tables([pq.ParquetFile(p).read() for p in parts])
+    """The rows of several parts; of several processes in the order of the key, and each name once.
+
+    A column that was not yet in the contract when a part was written is null there.
+    """
+    pieces = [pq.ParquetFile(p).read() for p in parts]
+    whole = pa.concat_tables([schema_of(table).empty_table(), *pieces], promote_options="default")
     key = TABLES[table].key
     if table in NAMED_ONCE:
         numbered = whole.select(key).append_column("place", pa.array(range(len(whole)), type=pa.int64()))
