@@ -12,6 +12,7 @@ from intaglio.commands.compare import compare as compare_command
 from intaglio.findings import Findings
 from intaglio.report import render_compare
 from intaglio.report.captions import MEASURED_OF_TWO
+from intaglio.report.numbers import Numbers
 from intaglio.report.texts import Texts
 from reader import SECTIONS, Reader, sections_of
 from sample_findings import HOSTILE, bare, sample
@@ -85,6 +86,44 @@ def test_comparison_names_what_differs_and_what_follows(findings, other):
     assert "One thing differs: learning rate." in text
     assert "more movement at the higher rate is no finding" in text
     assert "Its learning rate was" in text or "Yet its learning rate was" in text
+
+
+def carried_of(page: str) -> list[list[str]]:
+    """Cells of the table of carried momentum, row by row, without its head; none where it is not there."""
+    table = re.search(r'<h3 id="carried">.*?<tbody>(.*?)</tbody>', page, re.S)
+    rows = re.findall(r"<tr.*?</tr>", table[1], re.S) if table else []
+    return [[Reader(cell).text.strip().replace("\u00a0", " ") for cell in re.findall(r"<td.*?</td>", row, re.S)
+             if "barcell" not in cell] for row in rows]  # fmt: skip
+
+
+@pytest.mark.parametrize("lang", ["en", "ru"])
+def test_momentum_by_group_stands_side_by_side_where_both_have_it(findings, other, lang):
+    t, percent = Texts(lang), lambda share: Numbers(lang).percent(share).replace("\u00a0", " ")
+    a = replace(findings, group_carry={"leap": 0.5, "bridge": -0.25, "(decay)": 0.02, "(earlier)": 1e-5})
+    b = replace(other, group_carry={"leap": 0.125}, group_carry_settled=False)
+    gone = str(t("compare.only_here"))
+    page = side_by_side(a, b, lang)
+    assert carried_of(page) == [
+        ["leap", percent(0.5), percent(0.125)],
+        [str(t("groups.carried_decay")), percent(0.02), gone],
+        ["bridge", percent(-0.25), gone],
+        [str(t("groups.carried_sum")), percent(0.27001), percent(0.125)],
+    ]
+    assert re.findall(r'barcell"><span class="bar"><i class="(neg)?" style="width:([\d.]+)%', page.split('id="carried"')[1]) == [
+        ("", "100.0"), ("", "25.0"), ("", "4.0"), ("neg", "50.0")]  # fmt: skip
+    said = Reader(page).text
+    assert str(t("compare.carried_unsettled")).replace("{run}", "B") in said
+    assert str(t("compare.carried_unsettled")).replace("{run}", "A") not in said
+
+
+@pytest.mark.parametrize("lang", ["en", "ru"])
+def test_momentum_by_group_in_one_run_alone_is_not_set_beside_nothing(findings, other, lang):
+    split = replace(findings, group_carry={"leap": 0.5})
+    said = re.sub("<[^>]+>", "", str(Texts(lang)("compare.no_carry")))
+    for a, b, letter in ((split, other, "B"), (other, split, "A")):
+        page = side_by_side(a, b, lang)
+        assert not carried_of(page) and said.replace("{run}", letter) in Reader(page).text
+    assert said.split("{run}")[1] not in Reader(side_by_side(findings, other, lang)).text
 
 
 @pytest.mark.parametrize("lang", ["en", "ru"])

@@ -31,7 +31,8 @@ def compare(a: Findings, b: Findings) -> dict[str, Any]:
         `runs`: both names. `same_subject`. `terms`: what both were trained and measured on, see
         `terms`. `different`: ids of the shared texts that differ most, see `different`. `numbers`: one
         entry per number of the whole run, {name, a, b}. `groups`, `examples`: one entry per group or text that both have, with
-        {a: {...}, b: {...}}. `only_a`, `only_b`: how many texts one run alone has.
+        {a: {...}, b: {...}}. `group_carry`: where both split their momentum by group, one entry {group, a, b}
+        per group of either, shares of the steps' length. `only_a`, `only_b`: how many texts one run alone has.
         `correlations`: Spearman over the shared texts of each measure in a with itself in b.
     """
     shared = _joined({e.example: e for e in a.examples}, {e.example: e for e in b.examples})
@@ -49,6 +50,7 @@ def compare(a: Findings, b: Findings) -> dict[str, Any]:
             {"group": g, "a": _values(x, _OF_GROUP), "b": _values(y, _OF_GROUP)}
             for g, x, y in _joined({g.group: g for g in a.groups}, {g.group: g for g in b.groups})
         ],
+        "group_carry": _carried(a.group_carry, b.group_carry),
         "examples": [
             {"example": e, "rows": list(x.rows), "group": x.group, "preview": x.preview,
              "a": _values(x, _OF_EXAMPLE), "b": _values(y, _OF_EXAMPLE)}
@@ -203,6 +205,14 @@ def _ranked(pairs: list[Pair], gap: Callable[[ExampleFinding, ExampleFinding], f
 def _joined(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Entries under the keys that both have, in the order of `a`."""
     return [(key, a[key], b[key]) for key in a if key in b]
+
+
+def _carried(a: Mapping[str, float], b: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The groups of both splits, those that carried most in either first; none where one run has no split."""
+    if not (a and b):
+        return []
+    by_most = sorted({**a, **b}, key=lambda g: -max(split[g] for split in (a, b) if g in split))
+    return [{"group": g, "a": a.get(g), "b": b.get(g)} for g in by_most]
 
 
 def _fingerprint(findings: Findings) -> Any:

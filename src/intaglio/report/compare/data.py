@@ -10,7 +10,7 @@ from intaglio.findings import VERDICTS, ExampleFinding, GroupFinding
 from intaglio.report.charts import examples as charts
 from intaglio.report.compare.movement import relate
 from intaglio.report.compare.two import Two
-from intaglio.report.shift.data import group_panels, verdict_stack
+from intaglio.report.shift.data import carrier, group_panels, seen, verdict_stack
 from intaglio.report.view import View
 
 MAX_ROWS = 2500
@@ -76,7 +76,28 @@ def groups(two: Two) -> dict[str, Any]:
         "chart": charts.intervals(two.views, "groups", group_panels(two.views[0])) if two.group_names else None,
         "rows": [_group_row(two, name, key, sides) for name, key, sides in shown],
         "missing": two.missing(lambda v: v.groups, "compare.no_groups"),
-    }
+        "carried": carried(two),
+        "carried_missing": two.missing(lambda v: v.findings.group_carry, "compare.no_carry"),
+        "carried_unsettled": [two.t("compare.carried_unsettled", run=two.run(i))
+                              for i, v in enumerate(two.views) if not v.findings.group_carry_settled],
+    }  # fmt: skip
+
+
+def carried(two: Two) -> list[dict[str, Any]]:
+    """Whose earlier gradients the steps of each run carried, bars on one scale; then the sums. None unless both split."""
+    splits = [(line["group"], [line["a"], line["b"]]) for line in two.comparison["group_carry"]]
+    shown = [(name, shares) for name, shares in splits
+             if name in two.group_names or any(v is not None and seen(v) for v in shares)]  # fmt: skip
+    top = max((abs(v) for _, shares in shown for v in shares if v is not None), default=0)
+    if not top:
+        return []
+    side = lambda v: None if v is None else {"share": two.n.percent(v), "negative": v < 0,  # noqa: E731
+                                             "width": round(100 * abs(v) / top, 1)}  # fmt: skip
+    lines = [{"name": carrier(two.views[0], name), "sides": [side(v) for v in shares],
+              "colour": two.views[0].group_colour(name) if name in two.group_names else None}
+             for name, shares in shown]  # fmt: skip
+    sums = [two.n.percent(sum(v.findings.group_carry.values())) for v in two.views]
+    return [*lines, {"name": two.t("groups.carried_sum"), "colour": None, "sums": sums}]
 
 
 def _group_row(two: Two, name: Any, key: str, sides: list[GroupFinding | None]) -> dict[str, Any]:

@@ -77,12 +77,12 @@ def groups(view: View) -> dict[str, Any]:
 
 def carried(view: View) -> list[dict[str, Any]]:
     """Whose earlier gradients the steps carried: a line per group with --group-momentum, largest first; then the sum."""
-    shares = {name: v for name, v in view.findings.group_carry.items() if name in view.group_names or abs(v) >= 5e-4}
+    shares = {name: v for name, v in view.findings.group_carry.items() if name in view.group_names or seen(v)}
     top = max((abs(v) for v in shares.values()), default=0)
     if not top:
         return []
     ranked = sorted(shares.items(), key=lambda item: -item[1])
-    lines = [{"name": _carrier(view, name), "colour": view.group_colour(name) if name in view.group_names else None,
+    lines = [{"name": carrier(view, name), "colour": view.group_colour(name) if name in view.group_names else None,
               "share": view.n.percent(v), "negative": v < 0, "width": round(100 * abs(v) / top, 1)}
              for name, v in ranked]  # fmt: skip
     total = sum(view.findings.group_carry.values())
@@ -90,7 +90,12 @@ def carried(view: View) -> list[dict[str, Any]]:
                      "negative": False, "width": 0}]  # fmt: skip
 
 
-def _carrier(view: View, name: str) -> str:
+def seen(share: float) -> bool:
+    """Whether a share of the momentum that belongs to no group is worth a line."""
+    return abs(share) >= 5e-4
+
+
+def carrier(view: View, name: str) -> str:
     """A group's name, or words for what is carried without belonging to one."""
     named = {"(earlier)": "groups.carried_earlier", "(decay)": "groups.carried_decay", "(changed)": "groups.carried_changed",
              "": "word.none"}  # fmt: skip
