@@ -184,6 +184,18 @@ def test_groups_come_from_the_data_set(tmp_path: Path) -> None:
         trainer(tmp_path, LedgerCallback(tmp_path / "other", dataset=named[:3])).train()
 
 
+def test_momentum_by_group_needs_groups(tmp_path: Path) -> None:
+    named = [{"group": f"g{i % 2}"} for i in range(8)]
+    trainer(tmp_path, LedgerCallback(tmp_path / "run", dataset=named, group_momentum=True)).train()
+    carried = intaglio.open_run(tmp_path / "run").table("group_carry")["group"].to_pylist()
+    assert {"g0", "g1"} <= set(carried)
+    for options in ({}, {"dataset": named, "max_rows": 0}):
+        one = trainer(tmp_path, LedgerCallback(tmp_path / "other", group_momentum=True, **options))
+        with pytest.raises(InputError, match="`group` column, and this data has none"):
+            one.train()
+        assert hooks(one.model) == 0 and not list(tmp_path.glob("other*"))
+
+
 def test_looking_rows_up_keeps_random_states_and_limits() -> None:
     def drawing(batch):
         np.random.rand(), torch.rand(1)

@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from intaglio.errors import InputError, UnmeasurableError
-from intaglio.measure.ledger import Ledger
+from intaglio.measure.ledger import Ledger, Source
 from intaglio.measure.probes import as_probes
 from intaglio.store.run import open_run
 from study import train
@@ -57,7 +57,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("options", [
     {"level": "norms"}, {"level": "full"}, {"level": "exact"}, {"every": 2}, {"memory": "1kb"},
-    {"group_momentum": True},
+    {"group_momentum": True, "sources": {"x": Source((0,), "a")}},
 ])  # fmt: skip
 def test_training_under_dropout_is_bit_identical(options, tmp_path):
     plain_model = dropping_model()
@@ -449,7 +449,8 @@ def test_value_clipping_under_group_momentum_keeps_the_groups_sum(tmp_path):
     model = build("llama_gqa")
     optimizer = AdamW(model.parameters(), **CHANGED)
     with pytest.warns(RuntimeWarning, match="coordinate by coordinate"):
-        run, _ = value_clipped(model, optimizer, tmp_path / "run", CHANGES["one layer"], group_momentum=True)
+        run, _ = value_clipped(model, optimizer, tmp_path / "run", CHANGES["one layer"], group_momentum=True,
+                               sources={"x": Source((0,), "a")})  # fmt: skip
     for row in run.table("steps").to_pylist()[1:]:
         carried = {r["group"]: r["carry_shift"] for r in run.table("group_carry").to_pylist() if r["step"] == row["step"]}
         assert sum(carried.values()) == pytest.approx(row["carry_shift"], abs=1e-4 * row["update_l2"])

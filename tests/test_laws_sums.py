@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW
 
+from intaglio.errors import RecipeError
 from intaglio.example import example_id
-from intaglio.measure.ledger import Source
+from intaglio.measure.ledger import Ledger, Source
 from study import train
 from tiny import PAD, build, micro, micro_packed, texts
 from truth.gradients import token_losses
@@ -235,3 +236,11 @@ def test_carries_of_groups_sum_to_the_carry(name, begun, tmp_path):
         total = sum(c["carry_shift"] for c in carried)
         assert total == pytest.approx(row["carry_shift"], abs=1e-4 * row["update_l2"])
     assert abs(row["carry_shift"]) > 0.1 * row["update_l2"]
+
+
+@pytest.mark.parametrize("sources", [None, {}, {"x": Source((0,)), "y": Source((1,), "")}])
+def test_momentum_is_not_split_by_groups_that_nobody_named(sources, tmp_path):
+    model = build("llama_tied")
+    with pytest.raises(RecipeError, match="`group` column, and this data has none"):
+        Ledger(model, SGD(model.parameters(), lr=0.1), out=tmp_path / "run", group_momentum=True, sources=sources)
+    assert not list(tmp_path.iterdir())

@@ -49,6 +49,7 @@ class LedgerCallback(TrainerCallback):
 
     Raises (when training begins):
         UnmeasurableError: an optimizer, weights or a way of distributing that cannot be measured.
+        InputError: group momentum where the rows have no `group`, or are not known.
         StoreError: the run exists or cannot be written.
     """
 

@@ -118,11 +118,10 @@ def train(
     job.data, job.probes = ready.read_all(
         job.subject, data, probe, console, max_tokens=max_tokens, truncate=truncate
     )
-    if group_momentum and not any(item.group for item in job.data.data):
-        raise RecipeError(
-            "--group-momentum splits the momentum by the data's `group` column, and this data has none",
-            expected="a `group` in the rows, or no --group-momentum",
-        )
+    if group_momentum:
+        from intaglio.measure.carry import check_groups
+
+        check_groups(item.group for item in job.data.data)
     n_steps = step_count(len(job.data.data), batch_size * accumulate, epochs, steps)
     job.set_recipe(
         steps=n_steps, batch_size=batch_size, accumulate=accumulate, lr=lr, schedule=schedule, warmup=warmup,

@@ -8,10 +8,12 @@ gradients that were changed beyond a factor before the step (CHANGED).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from intaglio.errors import InputError, UnmeasurableError
+from intaglio.errors import InputError, RecipeError, UnmeasurableError
 from intaglio.measure.books import StepBooks
 from intaglio.measure.collect import Record
 from intaglio.measure.exact import slabs
@@ -22,12 +24,30 @@ from intaglio.model.layout import Layout, Weight
 EARLIER, DECAY, CHANGED = "(earlier)", "(decay)", "(changed)"
 
 
-def check_group_momentum(layout: Layout, ranks: Ranks, *, level: str, every: int, rule_name: str) -> None:
+def check_groups(groups: Iterable[str | None]) -> None:
+    """Refuse to split momentum by group where nothing has a group: all of it would be of one nameless group.
+
+    Args:
+        groups: of the examples; None or "" where one has none.
+
+    Raises:
+        RecipeError: none has one.
+    """
+    if not any(groups):
+        raise RecipeError(
+            "group momentum splits the momentum by the data's `group` column, and this data has none",
+            expected="a `group` in the rows (in the `sources` of a Ledger), or no group momentum",
+        )
+
+
+def check_group_momentum(
+    layout: Layout, ranks: Ranks, *, level: str, every: int, rule_name: str, groups: Iterable[str | None]
+) -> None:
     """Refuse runs whose momentum cannot be split.
 
     Raises:
         UnmeasurableError: adapters are trained.
-        InputError: other processes have a part in the momentum, or some step would not be seen.
+        InputError: other processes have a part in the momentum, some step would not be seen, or nothing has a group.
     """
     if layout.lora:
         raise UnmeasurableError("group momentum is not measured under LoRA", expected="full fine-tuning")
@@ -35,6 +55,7 @@ def check_group_momentum(layout: Layout, ranks: Ranks, *, level: str, every: int
         raise InputError("group momentum is measured in one process only", got=f"{ranks.world} of them")
     if every > 1 or level == "norms" or rule_name == "other":
         raise InputError("group momentum follows every step of SGD, Adam or AdamW", expected="full, every=1")
+    check_groups(groups)
 
 
 class GroupCarry:

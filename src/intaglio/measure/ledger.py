@@ -67,7 +67,8 @@ class Ledger:
         every: measure `full` at every Nth step only, `norms` between.
         probe_every: steps between measurements of the probes.
         keep_tokens: share of examples whose `tokens` rows are kept.
-        group_momentum: keep one momentum buffer per group and split the carry by group exactly.
+        group_momentum: keep one momentum buffer per group and split the carry by group exactly; `sources` must
+            name groups.
         sources: example id to its Source, where the data set is known.
         tokenizer: for previews and the `vocab` table.
         manifest: more to keep in the run's manifest; JSON values only.
@@ -79,7 +80,8 @@ class Ledger:
         first_step: optimizer steps taken before (a resumed run).
 
     Raises:
-        InputError: an unknown level, a probe that is none, an optimizer of another model.
+        InputError: an unknown level, a probe that is none, an optimizer of another model, group momentum where
+            no source has a group.
         UnmeasurableError: an 8-bit optimizer, quantised weights, DoRA, nothing to measure, or processes
             that share gradients in another way than DistributedDataParallel.
         StoreError: the run exists or cannot be written.
@@ -142,7 +144,8 @@ class Ledger:
             self.latest: dict[str, Any] = {}
             self.group_carry, self.group_momentum = None, group_momentum
             if group_momentum:
-                check_group_momentum(self.layout, self.ranks, level=level, every=every, rule_name=self.rule_name)
+                check_group_momentum(self.layout, self.ranks, level=level, every=every, rule_name=self.rule_name,
+                                     groups=(s.group for s in (sources or {}).values()))  # fmt: skip
             same |= {
                 "level": level, "every": every, "probe_every": probe_every, "seed": seed, "first_step": first_step,
                 "rule": self.rule_name, "layout": (len(self.layout.addresses), self.layout.n_measured),
