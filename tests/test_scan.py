@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -355,6 +356,32 @@ def test_the_plan_writes_nothing(tiny, data, probes, tmp_path, capsys):
     said = capsys.readouterr().err
     assert all(word in said for word in ("time:", "memory:", "disk:", "trained on")), said
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("n", [0, 60])
+def test_the_plan_knows_what_the_scan_will_take_on_disk(n, tiny, probes, tmp_path, capsys):
+    """With probes and without, a few rows and many: table by table, and in all."""
+    from intaglio.commands import disk
+    from intaglio.commands.report import report
+    from intaglio.measure.budget import parse_bytes
+    from intaglio.tables import TABLES
+
+    data = write_words(tmp_path / "many.jsonl", [*TEXTS, *(f"the {i} of them went {i * i} far" for i in range(n))])
+    chosen, seen = probes if n else None, []
+    with pytest.MonkeyPatch.context() as patch:
+        plain = disk.scan_table_bytes
+        patch.setattr(disk, "scan_table_bytes", lambda *words: seen.append(plain(*words)) or seen[-1])
+        command.scan(str(tiny), str(data), out=tmp_path / "run", probe=chosen, plan=True)
+    said = re.search(r"disk: tables about (.*?), the page (.*)", " ".join(capsys.readouterr().err.split()))
+    tables, page = (parse_bytes(amount.strip()) for amount in said.groups())
+    run = scan(tiny, data, tmp_path / "run", probe=chosen)
+    report(run.folder)
+    written = {name: size for name in TABLES if (size := sum(p.stat().st_size for p in run.files(name)))}
+    assert seen[0].keys() == written.keys()
+    for name in {"scans", "sketches", "scan_credits"} & written.keys():  # numbers; texts may compress to anything
+        assert 1 / 1.5 < seen[0][name] / written[name] < 1.5, (name, seen[0][name], written[name])
+    assert 1 / 1.5 < tables / (sum(written.values()) + (run.folder / "rows.jsonl").stat().st_size) < 1.5
+    assert 1 / 1.5 < page / (run.folder / "report.html").stat().st_size < 1.5
 
 
 @pytest.mark.parametrize("words", [dict(batch_size=0), dict(seed=-1), dict(max_tokens=1), dict(max_tokens=999)])

@@ -3,34 +3,69 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from intaglio.tables import TABLES
 
 FILE_BYTES_PER_COLUMN = 250  # of a parquet file's own description
 PAGE_BYTES = 270_000  # the page of a small run; its charts keep to a few hundred points
+SCAN_PAGE_BYTES, SCAN_PAGE_BYTES_PER_ROW = 80_000, 1_600  # a scan's page draws and lists every row
 # Bytes of parquet per row, measured on runs of stories260k and smollm2: what is incompressible in it.
 ROW_BYTES = {
     "visits": 75, "parts": 42, "visit_parts": 13, "tokens": 28, "steps": 250, "credits": 35, "probes": 130,
-    "probe_items": 20, "drift": 27, "scans": 40, "vocab": 13, "group_carry": 16, "pairs": 18, "checkpoints": 60,
+    "probe_items": 20, "drift": 27, "scans": 40, "scan_credits": 25, "vocab": 13, "group_carry": 16, "pairs": 18,
+    "checkpoints": 60,
 }  # fmt: skip
 EXAMPLE_BYTES, EXAMPLE_BYTES_PER_TOKEN = 90, 1.5
 SKETCH_BYTES_PER_NUMBER = {"norms": 3.3, "full": 3.3, "exact": 3.8}  # 16 bits in the place of 32; at level exact all 32
+DICTIONARY_NUMBERS, DICTIONARY_BYTES = 2**18, 2.0  # a file's first numbers of 32 bits, and what a dictionary of them costs
 
 
 def table_bytes(job: Any, layout: Any) -> dict[str, float]:
     """Predicted bytes by table of a run of `intaglio train`; tables without rows are left out."""
     rows = _row_counts(job, layout)
-    distinct = {item.example: item for item in job.data.data}.values()
+    return _sized(rows, job.data.data, _sketch_bytes(rows["visits"], sketch_width(layout), job.level))
+
+
+def scan_table_bytes(data: Sequence[Any], probes: Mapping[str, Any], width: int) -> dict[str, float]:
+    """The same of a run of `intaglio scan`.
+
+    Args:
+        data: encoded rows.
+        probes: name to Probe.
+        width: numbers in one sketch; a scan keeps all their bits.
+    """
+    n = len({item.example for item in data})
+    rows = {
+        "scans": n, "scan_credits": n * len(probes), "probes": len(probes),
+        "probe_items": sum(p.items for p in probes.values()), "vocab": len({t for i in data for t in i.input_ids}),
+    }  # fmt: skip
+    return _sized(rows, data, _sketch_bytes(n, width, "exact"))
+
+
+def scan_page_bytes(data: Sequence[Any]) -> int:
+    """The page of a scan."""
+    return SCAN_PAGE_BYTES + SCAN_PAGE_BYTES_PER_ROW * len({item.example for item in data})
+
+
+def _sized(rows: Mapping[str, float], data: Sequence[Any], sketches: float) -> dict[str, float]:
+    """Bytes by table from its number of rows; those without any are left out."""
+    distinct = {item.example: item for item in data}.values()
     found = {name: rows[name] * ROW_BYTES[name] for name in rows}
     found["examples"] = sum(EXAMPLE_BYTES + EXAMPLE_BYTES_PER_TOKEN * len(i.input_ids) for i in distinct)
-    found["sketches"] = rows["visits"] * (60 + sketch_width(layout) * SKETCH_BYTES_PER_NUMBER[job.level])
+    found["sketches"] = sketches
     return {name: size + FILE_BYTES_PER_COLUMN * len(TABLES[name].columns) for name, size in found.items() if size}
 
 
-def data_bytes(job: Any) -> int:
+def _sketch_bytes(n: int, width: int, level: str) -> float:
+    dictionary = DICTIONARY_BYTES * min(n * width, DICTIONARY_NUMBERS) if level == "exact" else 0.0
+    return n * (60 + width * SKETCH_BYTES_PER_NUMBER[level]) + dictionary
+
+
+def data_bytes(originals: Sequence[Mapping[str, Any]]) -> int:
     """The data set's own rows, which are kept beside the tables."""
-    return sum(len(json.dumps(row, ensure_ascii=False, default=str).encode()) + 1 for row in job.data.originals)
+    return sum(len(json.dumps(row, ensure_ascii=False, default=str).encode()) + 1 for row in originals)
 
 
 def sketch_width(layout: Any) -> int:

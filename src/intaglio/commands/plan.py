@@ -31,7 +31,7 @@ def print_plan(job: Any, console: Any) -> None:
     measuring = budget.held if job.level == "norms" else budget.fixed + factors
     state = sum(p.numel() for p in job.model.parameters()) * 4 if not recipe.lora_rank else trained
     n_states = disk.kept_states(job)
-    tables = sum(disk.table_bytes(job, layout).values()) + disk.data_bytes(job)
+    tables = sum(disk.table_bytes(job, layout).values()) + disk.data_bytes(job.data.originals)
     probes, rescans = _time_probes(job, layout), _time_rescans(job)
     training = step_seconds * recipe.steps
     whole = training * FULL_RATIO[job.level] + probes + rescans
@@ -122,10 +122,12 @@ def print_scan_plan(loaded: Any, found: Any, probes: dict[str, Any], batch_size:
     scorer.score(batch)
     seconds = (time.perf_counter() - start) * len(data) / batch_size
     size = sum(p.numel() for p in loaded.model.parameters()) * 4
-    width = scorer.collector.projections.width * 4
+    tables = disk.scan_table_bytes(found.data, probes, scorer.collector.projections.width)
+    written = sum(tables.values()) + disk.data_bytes(found.originals)
     console.print(f"  {len(data)} examples, time: about {_minutes(seconds)}", highlight=False)
     console.print(f"  memory: {human(size * (1 + len(probes)))} for weights and probe gradients", highlight=False)
-    console.print(f"  disk: about {human(len(data) * (width + 200))}", highlight=False)
+    page = disk.scan_page_bytes(found.data)
+    console.print(f"  disk: tables about {human(written)}, the page {human(page)}", highlight=False)
 
 
 def _minutes(seconds: float) -> str:
