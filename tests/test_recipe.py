@@ -9,6 +9,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from intaglio.bounds import BOUNDS, Bound
+from intaglio.commands import train as command
+from intaglio.commands.options import check_options
 from intaglio.errors import RecipeError
 from intaglio.train import Recipe, batch_rows, check_recipe, learning_rate
 from training import rows, train, weights
@@ -72,3 +75,31 @@ def test_a_recipe_that_cannot_be_carried_out_is_refused(change):
     check_recipe(RECIPE)
     with pytest.raises(RecipeError):
         check_recipe(replace(RECIPE, **change))
+
+
+BAD = {"steps": 0, "epochs": 0, "batch_size": 0, "accumulate": -1, "lr": math.nan, "schedule": "step", "warmup": 2,
+       "optimizer": "lion", "momentum": 1, "weight_decay": -1, "clip": math.nan, "lora_rank": 0, "seed": 2**63}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_bound_is_the_same_for_a_recipe_and_for_the_command_line(name, data, tmp_path, monkeypatch):
+    """Refused by both by one bound: where that is changed, both say so, each by the name that its user knows."""
+    flag, recipe = {"lora_rank": "--lora"}.get(name, f"--{name.replace('_', '-')}"), name in RECIPE.as_dict()
+
+    def said(change: float | str) -> list[str]:
+        found = []
+        with pytest.raises(RecipeError) as error:
+            command.train("no-such-model", str(data), out=tmp_path / "run", **{name.removesuffix("_rank"): change})
+        found.append(str(error.value))
+        if recipe:
+            with pytest.raises(RecipeError) as error:
+                check_recipe(replace(RECIPE, **{name: change}))
+            found.append(str(error.value))
+        return found
+
+    for line, known_as in zip(said(BAD[name]), (flag, name)):
+        bound = BOUNDS[name]
+        assert line.startswith(bound.what.format(name=known_as)) and line.endswith(f"expected {bound.expected}")
+    check_options(**{name: getattr(RECIPE, name, 1)})
+    monkeypatch.setitem(BOUNDS, name, Bound(lambda value: value == "never", "{name} is never right", "never"))
+    assert said(0.5) == [f"{known_as} is never right; got 0.5; expected never" for known_as in (flag, name)][: 1 + recipe]

@@ -17,12 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from intaglio.bounds import BOUNDS, check_bounds
 from intaglio.data.encode import Encoded, collate
 from intaglio.errors import RecipeError, TrainingError
 from intaglio.model.families import LAYER
-
-OPTIMIZERS = ("adamw", "adam", "sgd")
-SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +48,12 @@ class Recipe:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuse what cannot be carried out.
+    """Refuse what cannot be carried out, by `BOUNDS`.
 
     Raises:
         RecipeError: what, got, expected.
     """
-    for name in ("steps", "batch_size", "accumulate"):
-        if getattr(recipe, name) < 1:
-            raise RecipeError(f"{name} is too small", got=getattr(recipe, name), expected="1 or more")
-    if recipe.optimizer not in OPTIMIZERS:
-        raise RecipeError("unknown optimizer", got=recipe.optimizer, expected=", ".join(OPTIMIZERS))
-    if recipe.schedule not in SCHEDULES:
-        raise RecipeError("unknown schedule", got=recipe.schedule, expected=", ".join(SCHEDULES))
-    if not 0 < recipe.lr < math.inf:
-        raise RecipeError("the learning rate must be positive", got=recipe.lr)
-    if not 0 <= recipe.momentum < 1:
-        raise RecipeError("momentum is a share", got=recipe.momentum, expected="0 or more, below 1")
-    if not 0 <= recipe.weight_decay < math.inf:
-        raise RecipeError("the weight decay must not be negative", got=recipe.weight_decay)
-    if recipe.clip is not None and not recipe.clip > 0:
-        raise RecipeError("the longest gradient must be positive", got=recipe.clip, expected="0 for no limit, or more")
-    if recipe.lora_rank is not None and recipe.lora_rank < 1:
-        raise RecipeError("the rank of LoRA is too small", got=recipe.lora_rank, expected="1 or more")
-    if not 0 <= recipe.seed < 2**63:
-        raise RecipeError("the seed must not be negative", got=recipe.seed)
+    check_bounds({name: value for name, value in asdict(recipe).items() if name in BOUNDS})
 
 
 def prepare_model(model: nn.Module, recipe: Recipe) -> nn.Module:

@@ -88,8 +88,6 @@ class Job:
         from intaglio.train import Recipe, check_recipe, prepare_model
 
         default_lr = 2e-4 if settings["lora_rank"] else 1e-3 if settings["optimizer"] == "sgd" else 2e-5
-        if not 0 <= warmup <= 1:
-            raise RecipeError("--warmup is a share of the steps", got=warmup, expected="0 to 1")
         self.recipe = Recipe(
             lr=default_lr if lr is None else lr, warmup_steps=int(warmup * settings["steps"]),
             precision=ready.precision(), **settings,

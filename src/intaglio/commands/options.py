@@ -9,11 +9,12 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from intaglio.errors import InputError
+from intaglio.bounds import check_bounds
+from intaglio.errors import InputError, RecipeError
 
 Several = Annotated[list[str] | None, Parameter(negative="", consume_multiple=False)]  # the option is repeated
 Probes = Several
@@ -44,6 +45,24 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
     lines = [f"{name}\n{said.get(name) or '    ' + HELP[name]}" for name in inspect.signature(command).parameters]
     command.__doc__ = f"{text.rstrip()}\n\n{_MARK}" + "\n".join(lines)
     return command
+
+
+def check_options(*, steps: int | None = None, epochs: float | None = None, **settings: Any) -> None:
+    """Refuse settings of a training that cannot be carried out, before a model is loaded.
+
+    Args:
+        settings: by their names in `BOUNDS`; None where an option was not given.
+
+    Raises:
+        RecipeError: what, with the option's name; got, expected.
+    """
+    if steps is not None and epochs is not None:
+        raise RecipeError("--epochs and --steps exclude each other")
+    check_bounds({"steps": steps, "epochs": epochs, **settings}, named=_flag)
+
+
+def _flag(name: str) -> str:
+    return "--lora" if name == "lora_rank" else f"--{name.replace('_', '-')}"
 
 
 def text_of(path: Path, what: str) -> str:

@@ -8,8 +8,7 @@ from typing import Any
 
 from intaglio.commands import prepare as ready
 from intaglio.commands import scoring
-from intaglio.commands.options import Lang, Probes, explained
-from intaglio.errors import InputError
+from intaglio.commands.options import Lang, Probes, check_options, explained
 
 
 @explained
@@ -49,10 +48,8 @@ def scan(
     from intaglio.model.subject import load_subject
     from intaglio.store.run import RunWriter
 
-    if batch_size < 1:
-        raise InputError("--batch-size counts examples", got=batch_size, expected="1 or more")
-    if seed < 0:
-        raise InputError("the seed must not be negative", got=seed)
+    check_options(batch_size=batch_size, seed=seed)
+    ready.token_limit(None, max_tokens)
     console = ready.begin(out, plan=plan, force=force, resume=resume)
     loaded = load_subject(subject)
     found, probes = ready.read_all(loaded, data, probe, console, max_tokens=max_tokens, truncate=truncate)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from intaglio.commands import prepare as ready
 from intaglio.commands.job import Job
-from intaglio.commands.options import Lang, Level, Probes, explained
+from intaglio.commands.options import Lang, Level, Probes, check_options, explained
 from intaglio.errors import RecipeError
 
 
@@ -109,10 +109,13 @@ def train(
         checkpoint_every=checkpoint_every, keep_tokens=keep_tokens, group_momentum=group_momentum, rescan=rescan,
         resume=resume, force=force,
     )  # fmt: skip
-    check_options(
-        steps=steps, epochs=epochs, batch_size=batch_size, accumulate=accumulate, warmup=warmup, lora=lora,
-        layers=layers, lr=lr, momentum=momentum, weight_decay=weight_decay, clip=clip, seed=seed, max_tokens=max_tokens,
+    settings = dict(
+        batch_size=batch_size, accumulate=accumulate, lr=lr, schedule=schedule, warmup=warmup, optimizer=optimizer,
+        momentum=momentum, weight_decay=weight_decay, clip=clip or None, seed=seed, lora_rank=lora,
     )  # fmt: skip
+    check_options(steps=steps, epochs=epochs, **settings)
+    trained = parse_layers(layers)
+    ready.token_limit(None, max_tokens)
     ready.parse_probes(probe or [])
     job.load()
     job.data, job.probes = ready.read_all(
@@ -123,53 +126,15 @@ def train(
 
         check_groups(item.group for item in job.data.data)
     n_steps = step_count(len(job.data.data), batch_size * accumulate, epochs, steps)
-    job.set_recipe(
-        steps=n_steps, batch_size=batch_size, accumulate=accumulate, lr=lr, schedule=schedule, warmup=warmup,
-        optimizer=optimizer, weight_decay=weight_decay, momentum=momentum, clip=clip or None, seed=seed,
-        lora_rank=lora, layers=parse_layers(layers),
-    )  # fmt: skip
+    job.set_recipe(steps=n_steps, layers=trained, **settings)
     job.carry_out(console, plan=plan, lang=lang)
-
-
-def check_options(
-    *, steps: int | None, epochs: float | None, batch_size: int, accumulate: int, warmup: float, lora: int | None,
-    layers: str | None, max_tokens: int | None, lr: float | None, momentum: float, weight_decay: float, clip: float,
-    seed: int,
-) -> None:  # fmt: skip
-    """Refuse a recipe that cannot be carried out, before a model is loaded; `check_recipe` has the same bounds.
-
-    Raises:
-        InputError: what, got, expected.
-    """
-    step_count(1, batch_size * accumulate if min(batch_size, accumulate) > 0 else 0, epochs, steps)
-    ready.token_limit(None, max_tokens)
-    first, last = parse_layers(layers) or (0, 1)
-    for wrong, what, got, expected in (
-        (steps is not None and steps < 1, "--steps is too small", steps, "1 or more"),
-        (lora is not None and lora < 1, "the rank of --lora is too small", lora, "1 or more"),
-        (not first < last, "--layers is empty", layers, "A:B with A below B, such as 10:20"),
-        (not 0 <= warmup <= 1, "--warmup is a share of the steps", warmup, "0 to 1"),
-        (lr is not None and not 0 < lr < float("inf"), "the learning rate must be positive", lr, "such as 2e-5"),
-        (not 0 <= momentum < 1, "--momentum is a share", momentum, "0 or more, below 1"),
-        (not 0 <= weight_decay < float("inf"), "the weight decay must not be negative", weight_decay, "0 or more"),
-        (not clip >= 0, "the longest gradient must be positive", clip, "0 for no limit, or more"),
-        (not 0 <= seed < 2**63, "the seed must not be negative", seed, "0 or more"),
-    ):
-        if wrong:
-            raise RecipeError(what, got=got, expected=expected)
 
 
 def step_count(n_rows: int, per_step: int, epochs: float | None, steps: int | None) -> int:
     """Optimizer steps of a run; the last step of an epoch may reach into the next."""
-    if per_step < 1:
-        raise RecipeError("--batch-size and --accumulate count examples and forwards", expected="1 or more")
-    if epochs is not None and steps is not None:
-        raise RecipeError("--epochs and --steps exclude each other")
     if steps is not None:
         return steps
     epochs = 3.0 if epochs is None else epochs
-    if not 0 < epochs < float("inf"):
-        raise RecipeError("--epochs must be positive", got=epochs)
     return max(1, -(-round(epochs * n_rows) // per_step))
 
 
@@ -180,4 +145,6 @@ def parse_layers(text: str | None) -> tuple[int, int] | None:
     first, colon, last = text.partition(":")
     if not colon or not first.isdigit() or not last.isdigit():
         raise RecipeError("not a range of layers", got=text, expected="A:B, such as 10:20")
+    if int(first) >= int(last):
+        raise RecipeError("--layers is empty", got=text, expected="A:B with A below B, such as 10:20")
     return int(first), int(last)
