@@ -391,6 +391,20 @@ def test_options_are_checked_before_a_model_is_loaded(words, data, refused, tmp_
     assert nothing(tmp_path / "run")
 
 
+@pytest.mark.parametrize("words", [
+    ("--batch-size", 0), ("--epochs", 0), ("--epochs", "nan"), ("--lr", 0), ("--lr", "inf"), ("--seed", -1),
+    ("--batch-size", -2, "--rotation", "both"), ("--batch-size", 0, "--plan"),
+], ids=str)  # fmt: skip
+def test_options_of_steps_are_checked_before_a_model_is_loaded(words, refused, tmp_path, monkeypatch):
+    from intaglio.commands import job
+    from intaglio.model import subject
+
+    monkeypatch.setattr(subject, "load_subject", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(job.Job, "load", lambda *_: pytest.fail("the model was loaded"))
+    said = refused("steps", "no-such-model", "--out", tmp_path / "run", *words)
+    assert "expected" in said and not list(tmp_path.glob("run*"))
+
+
 @BOTH
 def test_a_folder_that_cannot_be_made_is_refused_before_a_model_is_loaded(command, data, refused):
     assert "cannot write to /proc" in refused(command, "no-such-model", data, "--out", "/proc/x/y")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from intaglio.commands.options import Lang, Level, explained
+from intaglio.commands.options import Lang, Level, check_options, explained
 
 EPOCHS = 6  # every example is visited six times: dispersion needs five
 
@@ -64,6 +64,11 @@ def steps(
     from intaglio.commands import prepare as ready
     from intaglio.store.run import begun
 
+    settings = dict(
+        batch_size=batch_size, accumulate=1, lr=lr, schedule="constant", warmup=0.1, optimizer="adamw",
+        weight_decay=0.0, momentum=0.9, clip=1.0, seed=seed, lora_rank=None,
+    )  # fmt: skip
+    check_options(epochs=epochs, **settings)
     rotations = ("a", "b") if rotation == "both" else (rotation,)
     base = out or Path("runs") / f"steps-{Path(subject).name}"
     folders = {r: base if out and rotation != "both" else base.with_name(f"{base.name}-{r}") for r in rotations}
@@ -72,7 +77,7 @@ def steps(
         others = [f for f in folders.values() if f != folders[r] and (begun(f) or f.exists())]
         console = ready.begin(folders[r], plan=plan or r in whole, force=force, resume=resume, alone=not others)
     for r in rotations:
-        job = _job(subject, folders[r], r, epochs, batch_size, lr, level, seed, console, force=force, resume=resume)
+        job = _job(subject, folders[r], r, epochs, settings, level, console, force=force, resume=resume)
         if r in whole:
             _keep(job, console)
         else:
@@ -86,8 +91,8 @@ def steps(
 
 
 def _job(
-    subject: str, out: Path, rotation: str, epochs: float, batch_size: int, lr: float, level: str, seed: int,
-    console: Any, *, force: bool, resume: bool,
+    subject: str, out: Path, rotation: str, epochs: float, settings: dict[str, Any], level: str, console: Any, *,
+    force: bool, resume: bool,
 ) -> Any:  # fmt: skip
     """One rotation's run, ready to be carried out, from a subject that was loaded afresh."""
     from intaglio.commands import prepare as ready
@@ -107,12 +112,9 @@ def _job(
     sets = {"target": paraphrase_rows(rotation), "anchor": anchor_rows()}
     job.probes = {name: _probe(name, rows, job.subject.tokenizer, limit) for name, rows in sets.items()}
     ready.show_data(job.data, job.subject.tokenizer, console)
-    n_steps = step_count(len(job.data.data), batch_size, epochs, None)
+    n_steps = step_count(len(job.data.data), settings["batch_size"], epochs, None)
     job.probe_every = max(1, n_steps // 2)
-    job.set_recipe(
-        steps=n_steps, batch_size=batch_size, accumulate=1, lr=lr, schedule="constant", warmup=0.1,
-        optimizer="adamw", weight_decay=0.0, momentum=0.9, clip=1.0, seed=seed, lora_rank=None, layers=None,
-    )  # fmt: skip
+    job.set_recipe(steps=n_steps, layers=None, **settings)
     return job
 
 
