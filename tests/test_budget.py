@@ -10,7 +10,7 @@ from torch.optim import SGD, AdamW
 
 from conftest import write_jsonl
 from intaglio.measure import ledger as module
-from intaglio.measure.budget import NTH, TRIES, Budget, kept_bytes
+from intaglio.measure.budget import NTH, SUM_COPIES, TRIES, Budget, kept_bytes
 from intaglio.measure.ledger import Ledger, Source
 from intaglio.model.layout import build_layout
 from study import train
@@ -87,6 +87,74 @@ def test_the_prediction_is_an_upper_bound(tmp_path):
             (record,) = ledger.collector.records.values()
             assert 0 < factor_bytes(record.factors) <= ledger.budget.per_token * record.caught.ids_BT.numel(), family
             optimizer.step()
+
+
+def adapted(family: str = "llama_gqa"):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(build(family), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return model, AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+
+
+@pytest.mark.parametrize("level", ["norms", "full"])
+def test_the_sketch_of_the_summed_gradient_is_counted_by_forwards(level, tmp_path):
+    """Under LoRA, at every level: what two forwards keep, and what the step makes of it."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from intaglio.measure import agreement
+
+    class Sizes(TorchDispatchMode):
+        """Bytes of all doubles that are made from other numbers, or joined."""
+
+        made = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func.overloadpacket.__name__ in ("_to_copy", "cat") and out.dtype == torch.float64:
+                self.made += out.numel() * 8
+            return out
+
+    for family in ("llama_gqa", "gpt2", "phi3"):
+        model, optimizer = adapted(family)
+        with Ledger(model, optimizer, out=tmp_path / family, quiet=True, strict=True, level=level) as ledger:
+            for seed in range(2):
+                model(**batch(texts((6, 9), seed=seed))).loss.backward()
+            budget, records = ledger.budget, list(ledger.collector.records.values())
+            kept = sum(s.total_QK.numel() * 4 for r in records for s in r.summed.values())
+            assert kept == 2 * budget.summed > 0, family
+            with Sizes() as sizes:
+                agreement._products2(ledger.layout, records, ledger.ranks)
+            assert 0.95 * sizes.made < SUM_COPIES * budget.summed <= budget.always
+            optimizer.step()
+        assert budget.of_step(0, 2) - budget.of_step(0, 1) == budget.summed
+        assert budget.as_dict()["sketch_bytes_per_forward"] == budget.summed
+        assert any("per forward for the sketch" in line for line in budget.lines())
+
+
+def test_a_step_of_adapters_stays_below_the_budget_with_its_sketches(tmp_path, monkeypatch):
+    """Many short forwards, whose sketches are half of what is held; with a byte less the factors are given up."""
+    each, seen, plain = [micro(texts((3,), seed=s)) for s in range(6)], [], module.agreement_of
+
+    def agreement_of(layout, records, *rest):
+        held.append(live_bytes(known()) - before)
+        return plain(layout, records, *rest)
+
+    def known() -> set[int]:
+        training = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None),
+                    *(v for s in optimizer.state.values() for v in s.values())]  # fmt: skip
+        return {tensor.untyped_storage().data_ptr() for tensor in training}
+
+    monkeypatch.setattr(module, "agreement_of", agreement_of)
+    for name, spare in (("free", None), ("enough", 0), ("short", -1)):
+        (model, optimizer), held = adapted(), []
+        before = live_bytes(known())
+        budget = Budget.parse(None, build_layout(model), model, level="full")
+        limit = None if spare is None else budget.of_step(18, 6) + spare
+        seen += levels(train(model, optimizer, [each, each], tmp_path / name, memory=limit))
+        assert max(held) <= budget.of_step(18, 6)
+        without = budget.of_step(18, 6) - (6 + SUM_COPIES) * budget.summed
+        assert max(held) > 2 * without, "it would be passed, were they not counted"
+    assert seen == ["full"] * 4 + ["norms"] * 2
 
 
 # -- the order

@@ -27,8 +27,7 @@ def print_plan(job: Any, console: Any) -> None:
     visits = recipe.steps * recipe.batch_size * recipe.accumulate
     step_seconds = _time_batch(job) * recipe.accumulate
     trained = layout.n_trainable * 4
-    factors = budget.per_token * int(tokens * recipe.batch_size * recipe.accumulate)
-    measuring = budget.held if job.level == "norms" else budget.fixed + factors
+    measuring = budget.of_step(tokens * recipe.batch_size * recipe.accumulate, recipe.accumulate)
     state = sum(p.numel() for p in job.model.parameters()) * 4 if not recipe.lora_rank else trained
     n_states = disk.kept_states(job)
     tables = sum(disk.table_bytes(job, layout).values()) + disk.data_bytes(job.data.originals)

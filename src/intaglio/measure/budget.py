@@ -10,11 +10,13 @@ from typing import Any
 from torch import nn
 
 from intaglio.errors import InputError
+from intaglio.measure.collect import SUM_SIDE
 from intaglio.measure.probes import DRIFT_TOKENS, KL_POSITIONS, Probe
 from intaglio.model.layout import Layout
 
 FIRST = "factors to host memory"
 NTH = 4  # `full` is tried again at every so many of the steps asked for
+SUM_COPIES = 4  # of one forward's sketch: at the step its sum stands in double, twice (agreement.py)
 TRIES = 3  # measured steps in a row that do not fit, after which the rest of the run is `norms`
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
@@ -57,7 +59,8 @@ class Budget:
 
     `snapshot`: copies of the weights and of the momentum, standing from the first measured step on;
     `probes`: gradients of the probes; `held`: what stands at every level (the probes' first predictions);
-    `carried`: the momentum by group; `per_token`: factors kept until the step, an upper bound (inputs
+    `carried`: the momentum by group; `summed`: under LoRA the sketch of the summed gradient, at every level
+    once per forward of the step, and its sum over them; `per_token`: factors kept until the step, an upper bound (inputs
     shared by q, k and v are counted once each).
 
     The order is fixed: factors to host memory, `full` on every Nth step only, level `norms`. The second
@@ -75,6 +78,7 @@ class Budget:
     on_cpu: bool
     held: int = 0
     carried: int = 0
+    summed: int = 0
     every: int = 1  # the distance asked for; `nth` is the one in force
     follows: bool = False  # every step is needed (momentum by group)
     spill: bool = False
@@ -99,7 +103,8 @@ class Budget:
         budget = cls(
             parse_bytes(memory), 2 * size, bytes_per_token(layout), len(probes) * size, level,
             moved[0].device.type == "cpu", held=sum(kept_bytes(model, p) for p in probes),
-            carried=groups * 4 * sum(p.numel() for p in moved), every=every, follows=bool(groups),
+            carried=groups * 4 * sum(p.numel() for p in moved), summed=sum_bytes(layout), every=every,
+            follows=bool(groups),
         )  # fmt: skip
         if level != "norms" and budget.limit is not None and budget.fixed > budget.limit:
             budget.only_norms = True
@@ -107,14 +112,25 @@ class Budget:
                 f"copies of weights and momentum, probe gradients and first predictions need {human(budget.fixed)}, "
                 f"the budget is {human(budget.limit)}: level norms"
             )
-            if budget.held > budget.limit:
-                budget.reason += f", and {human(budget.held)} stay at any level, which is more than the budget"
+            if budget.always > budget.limit:
+                budget.reason += f", and {human(budget.always)} stay at any level, which is more than the budget"
         return budget
+
+    @property
+    def always(self) -> int:
+        """Bytes that stand at every level, whatever the step."""
+        return self.held + SUM_COPIES * self.summed
 
     @property
     def fixed(self) -> int:
         """Bytes that a measured step needs whatever its length."""
-        return self.snapshot + self.probes + self.held + self.carried
+        return self.snapshot + self.probes + self.carried + self.always
+
+    def of_step(self, n_tokens: float, n_forwards: int) -> int:
+        """Most bytes of a step at the level asked for."""
+        if self.level == "norms":
+            return self.always + self.summed * n_forwards
+        return self.fixed + self.summed * n_forwards + int(self.per_token * n_tokens)
 
     @property
     def nth(self) -> int:
@@ -130,11 +146,11 @@ class Budget:
         if n_records == 0:
             self.tokens_held = 0
         self.tokens_held += n_tokens
-        need = self.fixed + self.per_token * self.tokens_held
-        if self.limit is None or self.spill or need <= self.limit:
+        need, bare = (self.of_step(tokens, n_records + 1) for tokens in (self.tokens_held, 0))
+        if self.limit is None or (bare if self.spill else need) <= self.limit:
             return True
         said = f"factors of {self.tokens_held} tokens need up to {human(need)}, the budget is {human(self.limit)}: "
-        if not self.on_cpu:
+        if not self.on_cpu and bare <= self.limit:
             self.spill = True  # the device holds only the copies from here on
             self.reason = said + "factors go to host memory from this step on"
             return True
@@ -192,7 +208,7 @@ class Budget:
             host = Rung(FIRST, self.spill, "the factors of a step did not fit" if self.spill else "not needed so far")
         if copies:
             nth = Rung(fewer, False, "it does not lower the peak of a step, and the copies fit in none")
-        elif not self.on_cpu:
+        elif not self.on_cpu and not self.thinned:
             nth = Rung(fewer, False, "it does not lower the peak of a step, and without factors every step fits")
         elif self.follows:
             nth = Rung(fewer, False, "momentum by group would need every step")
@@ -209,10 +225,12 @@ class Budget:
 
     def lines(self) -> list[str]:
         """What is predicted, printed before the first step."""
+        sums = f"{human(self.summed)} per forward for the sketch of the summed gradient" if self.summed else ""
         if self.level == "norms":
             held = f"{human(self.held)} for the probes' first predictions, " if self.held else ""
-            return [f"level norms: {held}no copies, no factors are kept"]
+            return [f"level norms: {held}{sums}{', ' if sums else ''}no copies, no factors are kept"]
         said = f"extra memory: {human(self.fixed)} for copies, up to {human(self.per_token)} per token"
+        said += f", {sums}" if sums else ""
         if self.limit is None:
             return [said]
         rungs = [f"{place}. {r.name}: {'taken' if r.taken else 'not taken'}, {r.why}"
@@ -224,6 +242,7 @@ class Budget:
         return {
             "limit_bytes": self.limit, "copies_bytes": self.snapshot, "probe_bytes": self.probes + self.held,
             "group_bytes": self.carried, "factor_bytes_per_token": self.per_token,
+            "sketch_bytes_per_forward": self.summed,
             "order": [asdict(r) for r in self.rungs()] if self.level != "norms" else [],
             "full_every": self.nth, "degraded": self.reason or None,
         }  # fmt: skip
@@ -241,6 +260,11 @@ def kept_bytes(model: nn.Module, probe: Probe) -> int:
     config = model.config.get_text_config()
     drift = min(DRIFT_TOKENS, tokens) * (config.num_hidden_layers + 1) * config.hidden_size
     return 4 * (min(KL_POSITIONS, probe.targets) * config.vocab_size + drift)
+
+
+def sum_bytes(layout: Layout) -> int:
+    """Bytes of the sketch of the summed gradient that one forward keeps until the step; 0 without adapters."""
+    return 4 * SUM_SIDE * sum(site.lora_b.param.shape[0] for site in layout.sites if site.kind == "lora")
 
 
 def bytes_per_token(layout: Layout) -> int:
