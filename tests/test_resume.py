@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -161,29 +163,34 @@ def test_a_probes_fingerprint_is_of_texts_and_labels_whatever_the_batches():
 
 
 def test_training_seconds_are_of_all_parts(tiny, data, tmp_path, monkeypatch):
-    import time
-
+    """By a clock that only steps move: a part's count until its last kept state, and nothing between parts."""
     from intaglio import train as module
+    from intaglio.commands import job
 
-    plain = module.train
+    plain, now = module.train, [0.0]
+    monkeypatch.setattr(job, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
-    def slow(*args, after_step, **options):
-        def after(done, loss):
-            time.sleep(0.2)
-            if done == 5:
-                raise Killed
-            after_step(done, loss)
+    def part(seconds: float, *, until: int | None) -> None:
+        """Go on, `seconds` to a step; killed in step `until`."""
 
-        return plain(*args, after_step=after, **options)
+        def slow(*args, after_step, **options):
+            def after(done, loss):
+                now[0] += seconds
+                if done == until:
+                    raise Killed
+                after_step(done, loss)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "train", slow)
-        with pytest.raises(Killed):
-            train(tiny, data, tmp_path / "run", checkpoint_every=2)
-    run = train(tiny, data, tmp_path / "run", checkpoint_every=2, resume=True)
-    kept = 4 * 0.2  # of the fifth step nothing was kept
-    assert kept <= run.manifest["training_seconds"] < kept + 3
-    assert run.manifest["training_seconds"] > sum(run.table("steps").column("seconds").to_pylist()[4:]) + kept - 0.2
+            return plain(*args, after_step=after, **options)
+
+        now[0] += 5000.0
+        monkeypatch.setattr(module, "train", slow)
+        with pytest.raises(Killed) if until else contextlib.nullcontext():
+            train(tiny, data, tmp_path / "run", checkpoint_every=2, resume=now[0] > 5000)
+
+    part(1.0, until=3)
+    part(10.0, until=5)
+    part(100.0, until=None)
+    assert open_run(tmp_path / "run").manifest["training_seconds"] == 2 * 1.0 + 2 * 10.0 + 2 * 100.0
 
 
 def _tokenizer(subject):
