@@ -126,7 +126,7 @@ class Budget:
         """Bytes that a measured step needs whatever its length."""
         return self.snapshot + self.probes + self.carried + self.always
 
-    def of_step(self, n_tokens: float, n_forwards: int) -> int:
+    def of_step(self, n_tokens: int | float, n_forwards: int) -> int:
         """Most bytes of a step at the level asked for."""
         if self.level == "norms":
             return self.always + self.summed * n_forwards

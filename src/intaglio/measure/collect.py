@@ -284,10 +284,11 @@ class Collector:
 
     def _project(self, weight: Weight, a: Tensor, b: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(R_a a)_BkT and (R_b b)_BkT; this order of the product is several times faster than a @ R_a."""
-        n_in, n_out = shape
-        signs_in = self.projections.signs(weight, "in", n_in, a.device)
-        signs_out = self.projections.signs(weight, "out", n_out, b.device)
-        return signs_in.mT @ a.mT, signs_out.mT @ b.mT
+        signs = (self.projections.signs(weight, which, size, a.device) for which, size in zip(("in", "out"), shape))
+        return tuple(
+            torch.mm(r.mT, x.reshape(-1, x.shape[-1]).mT).view(r.shape[1], *x.shape[:2]).transpose(0, 1)
+            for r, x in zip(signs, (a, b))
+        )
 
     def _sketch_matrix(self, record: Record, weight: Weight, a_BKT: Tensor, b_BKT: Tensor, offset: int) -> None:
         columns = self.projections.columns(weight)

@@ -9,6 +9,7 @@ No account is fitted to the step: what the formula does not give is missing in t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ from intaglio.measure.ranks import Ranks
 from intaglio.measure.rules import Rule, denominator, rule_for
 from intaglio.model.layout import Weight
 
-PIECE = 1 << 18  # numbers per piece: a few such buffers fit the shared cache, and calls are few
-ROUNDING_SHARE = 7  # one row in seven stands for the rounding of a large piece, where it is hardly visible
+PIECE = 1 << 19  # numbers per piece: a few such buffers fit the shared cache, and calls are few
+ROUNDING_SHARE = 7  # one number in seven stands for the rounding of a large piece, where it is hardly visible
 SMALL_PIECE = 1 << 12
 SAMPLES = 64  # strided coordinates per parameter for the clip scale
 FOREIGN = 1e-5  # spread of the clip scale over coordinates beyond which a gradient was not merely scaled
@@ -97,16 +98,23 @@ def reduce_units(product: Tensor, weight: Weight) -> Tensor:
     return product.sum()[None]
 
 
-def pieces(shape: tuple[int, int], weight: Weight):
-    """(rows, unit) slices that lie within one unit of rows, or (rows, None) where columns are split."""
-    n_rows, n_columns = shape
+def pieces(size: int, width: int, weight: Weight) -> Iterator[tuple[slice, slice]]:
+    """(numbers, units) of every piece of `size` numbers in rows of `width`: whole units of rows, or a part of one unit
+    in whole rows; all units where columns are split.
+    """
     by_rows = weight.n_units > 1 and weight.axis == 0
-    height = n_rows // weight.n_units if by_rows else n_rows
-    step = max(1, PIECE // max(1, n_columns))
+    whole = size // weight.n_units if by_rows else size
+    if by_rows and whole <= PIECE:
+        together = PIECE // whole
+        for unit in range(0, weight.n_units, together):
+            units = slice(unit, min(unit + together, weight.n_units))
+            yield slice(units.start * whole, units.stop * whole), units
+        return
+    most = max(1, PIECE // width) * width
     for unit in range(weight.n_units if by_rows else 1):
-        for start in range(unit * height, (unit + 1) * height, step):
-            stop = min(start + step, (unit + 1) * height)
-            yield slice(start, stop), (unit if by_rows else 0 if weight.n_units == 1 else None)
+        units = slice(unit, unit + 1) if by_rows else slice(0, weight.n_units)
+        for start in range(unit * whole, (unit + 1) * whole, most):
+            yield slice(start, min(start + most, (unit + 1) * whole)), units
 
 
 def settle_parameter(
@@ -118,51 +126,59 @@ def settle_parameter(
     rule = rule_for(rule_name, group, state, had_buffer=key in snapshot.had_buffer)
     if not rule.formula:
         return _by_projection(weight, snapshot, scale)
-    tensors = [_matrix(t) for t in (p.detach(), snapshot.theta[key], snapshot.momentum[key], p.grad)]
-    second = {rule.second: _matrix(state[rule.second])} if rule.second else {}
-    ulp = 2 * torch.finfo(p.dtype).eps
-    columns = weight.axis == 1 and weight.n_units > 1
-    found: dict[int, list[Tensor]] = {unit: [] for unit in range(1 if columns else weight.n_units)}
+    tensors = [t.reshape(-1) for t in (p.detach(), snapshot.theta[key], snapshot.momentum[key], p.grad)]
+    second = {rule.second: state[rule.second].reshape(-1)} if rule.second else {}
+    ulp, width = 2 * torch.finfo(p.dtype).eps, p.shape[-1] if p.ndim > 1 else p.numel()
+    columns = width if weight.axis == 1 and weight.n_units > 1 else 0
+    sums_5U = torch.zeros(5, weight.n_units, dtype=torch.float64, device=p.device)
     share = 0
-    for rows, unit in pieces(tensors[0].shape, weight):
-        piece = [t[rows] for t in tensors]
+    for numbers, units in pieces(p.numel(), width, weight):
+        piece = [t[numbers] for t in tensors]
         share = share or _rounding_share(piece[0], piece[1], ulp, p.numel())
-        d = denominator(rule, second, rows)
-        found[unit or 0].append(_piece(rule, *piece, d, ulp, share, weight if columns else None))
-    sums = torch.stack([torch.stack(rows).sum(0, dtype=torch.float64) for rows in found.values()])  # (U or 1, 5[, U])
-    by_unit = sums[0].unbind(0) if columns else sums.unbind(1)
+        d = denominator(rule, second, numbers)
+        sums_5U[:, units] += _piece(rule, *piece, d, ulp, share, units.stop - units.start, columns)
+    factors = sums_5U.new_tensor([1.0, 1.0, rule.carry, rule.decay, 1.0])[:, None]
     zero = torch.zeros(weight.n_units, dtype=torch.float64, device=p.device)
-    return ParamBooks(rule, scale, *by_unit, zero, snapshot.momentum[key])
+    return ParamBooks(rule, scale, *(sums_5U * factors).unbind(0), zero, snapshot.momentum[key])
 
 
 def _piece(
     rule: Rule, after: Tensor, before: Tensor, momentum: Tensor, grad: Tensor, d: Tensor | None, ulp: float,
-    share: int, columns: Weight | None,
+    share: int, n_units: int, columns: int,
 ) -> Tensor:  # fmt: skip
-    """(uu, ww, carry, decay, rounding) of one piece, per unit of columns if given; `momentum` becomes R = U/D."""
-    before, after = before.float(), after.float()
-    update = after - before
-    r = update if d is None else update / d
+    """(5, U) |step|^2, |weights|^2, carry and decay without their factors, rounding; `momentum` becomes R = U/D.
 
-    def dot(x: Tensor, y: Tensor, factor: float = 1.0) -> Tensor:
-        if columns is not None:
-            return (x * y).view(len(x), columns.n_units, -1).sum((0, 2)).mul_(factor)
-        return torch.dot(x.reshape(-1), y.reshape(-1)).mul_(factor)
+    Few calls on much at a time: on a small model the calls cost as much as the arithmetic.
 
-    uu = dot(update, update)
-    nothing = torch.zeros_like(uu)
-    carry = dot(momentum.float(), r, rule.carry) if rule.carry else nothing
-    decay = dot(before, r if rule.decay_over_denominator else update, rule.decay) if rule.decay else nothing
-    rounding = _rounding(rule, update, before, momentum, grad, d, ulp, share)
-    if columns is not None:
-        rounding = rounding / columns.n_units + nothing
-    found = torch.stack([uu, dot(before, before), carry, decay, rounding])
-    momentum.copy_(r)
-    return found
+    Args:
+        columns: length of a row where units split the columns; else 0.
+    """
+    before = before.float()
+    update = after.float() - before
+    m = momentum.float()  # itself where it is fp32
+
+    def dots(x: Tensor, y: Tensor) -> Tensor:
+        if columns:
+            return (x * y).view(-1, n_units, columns // n_units).sum((0, 2))
+        return torch.dot(x, y) if n_units == 1 else torch.linalg.vecdot(x.view(n_units, -1), y.view(n_units, -1))
+
+    nothing = update.new_zeros(()).expand(n_units) if n_units > 1 else update.new_zeros(())
+    squared, weights = dots(update, update), dots(before, before)
+    if d is not None and rule.carry:
+        m.div_(d)
+    carry = dots(m, update) if rule.carry else nothing
+    rounding = _rounding(rule, update, before, m, grad, d, ulp, share)
+    torch.div(update, d, out=m) if d is not None else m.copy_(update)
+    if m is not momentum:
+        momentum.copy_(m)
+    decay = dots(before, m if rule.decay_over_denominator else update) if rule.decay else nothing
+    if n_units > 1:
+        rounding = (rounding / n_units).expand(n_units)
+    return torch.stack([squared, weights, carry, decay, rounding]).view(5, n_units)
 
 
 def _rounding_share(after: Tensor, before: Tensor, ulp: float, size: int) -> int:
-    """One row in how many is read for rounding: all where the step is within a thousand ulps of the weights.
+    """One number in how many is read for rounding: all where the step is within a thousand ulps of the weights.
 
     There rounding is a visible part of the step, and a sample of it would leave the books open. A sample
     of a large parameter is good enough down to a hundred ulps.
@@ -174,28 +190,34 @@ def _rounding_share(after: Tensor, before: Tensor, ulp: float, size: int) -> int
 
 
 def _rounding(
-    rule: Rule, update: Tensor, before: Tensor, momentum: Tensor, grad: Tensor, d: Tensor | None, ulp: float, share: int
+    rule: Rule, update: Tensor, before: Tensor, carried: Tensor, grad: Tensor, d: Tensor | None, ulp: float, share: int
 ) -> Tensor:
-    """<what precision swallowed, U> of a piece, from one row in `share` of a large one.
+    """<what precision swallowed, U> of a piece, from one number in `share` of a large one.
 
     Rounding may explain two units in the last place of the weight and no more, so that a
     wrong formula cannot hide in it.
+
+    Args:
+        carried: the momentum before the step, over D.
     """
-    some = slice(0, -(-len(update) // share) if update.numel() > SMALL_PIECE else None)
-    stands_for = len(update) / len(update[some])
-    update, before, momentum, grad = update[some], before[some], momentum[some], grad[some]
+    stands_for = 1.0
+    if update.numel() > SMALL_PIECE and share > 1:
+        some = -(-len(update) // share)
+        stands_for = len(update) / some
+        update, before, carried, grad = update[:some], before[:some], carried[:some], grad[:some]
+        d = d if d is None else d[:some]
     asked = grad.float() * rule.data
-    if rule.carry:
-        asked.add_(momentum, alpha=rule.carry)
     if rule.decay and rule.decay_over_denominator:
         asked.add_(before, alpha=rule.decay)
     if d is not None:
-        asked.div_(d[some])
+        asked.div_(d)
+    if rule.carry:
+        asked.add_(carried, alpha=rule.carry)
     if rule.decay and not rule.decay_over_denominator:
         asked.add_(before, alpha=rule.decay)
     bound = before.abs().add_(update.abs()).mul_(ulp)
-    swallowed = torch.clamp(update - asked, -bound, bound)
-    return torch.dot(swallowed.view(-1), update.reshape(-1)) * stands_for
+    swallowed = asked.sub_(update).neg_().clamp_(-bound, bound)
+    return torch.dot(swallowed, update) * stands_for
 
 
 def projection_factor(p: torch.nn.Parameter, snapshot: Snapshot) -> float:

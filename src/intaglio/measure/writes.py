@@ -39,10 +39,16 @@ def gram(x_XTP: Float[Tensor, "*X T P"]) -> Gram:
     """Inner products of all positions of a row: all, three quarters or five eighths of them are made."""
     *lead, positions, width = x_XTP.shape
     if positions >= QUARTERS_FROM and positions % 4 == 0:
-        quarters = x_XTP.reshape(*lead, 4, positions // 4, width)
-        top, bottom = x_XTP.reshape(*lead, 1, 2, positions // 2, width).unbind(-3)
-        left, right = x_XTP.reshape(*lead, 2, 2, positions // 4, width).unbind(-3)
-        return Gram((quarters @ quarters.mT,), (left @ right.mT, top @ bottom.mT))
+        half, quarter = positions // 2, positions // 4
+        quarters = x_XTP.reshape(-1, quarter, width)
+        left, right = quarters[::2], quarters[1::2]
+        halves = quarters.view(-1, half, width)
+        top, bottom = halves[::2], halves[1::2]
+        return Gram(  # three products of batches of matrices: few calls
+            (torch.bmm(quarters, quarters.mT).view(*lead, 4, quarter, quarter),),
+            (torch.bmm(left, right.mT).view(*lead, 2, quarter, quarter),
+             torch.bmm(top, bottom.mT).view(*lead, 1, half, half)),
+        )  # fmt: skip
     if positions >= HALVES_FROM:
         half = positions // 2
         top, bottom = x_XTP[..., None, :half, :], x_XTP[..., None, half:, :]

@@ -42,13 +42,14 @@ class Weight:
 
     def add_units(self, target_XA: Tensor, units_XU: Tensor) -> None:
         """Add values per unit to values per address, by share."""
-        pairs = units_XU[..., self._units] * self._shares.to(units_XU.dtype)
+        pairs = units_XU if self._one_each else units_XU[..., self._units] * self._shares.to(units_XU.dtype)
         target_XA.index_add_(-1, self.address_index, pairs.to(target_XA.dtype))
 
     def bind(self, index: dict[Address, int], device: torch.device) -> None:
         self.address_index = torch.tensor([index[a] for a in self.addresses], device=device)
         self._units = torch.tensor(self.unit_of_pair, device=device)
         self._shares = torch.tensor(self.shares, dtype=torch.float64, device=device)
+        self._one_each = self.unit_of_pair == list(range(self.n_units)) and set(self.shares) == {1.0}
 
     @property
     def axis(self) -> int:
