@@ -16,10 +16,7 @@ def find(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
                       difference=signed(n["difference_logits"]),
                       after=signed(n["difference_logits"] - top["influence_logits"]), lost=whole(len(lost)),
                       tokens=whole(len(tokens)))]  # fmt: skip
-    against = min(tokens, key=lambda r: r["influence_logits"])
-    if against["influence_logits"] < 0:
-        found.append(measured("against", token=tok(against["text"]), influence=signed(against["influence_logits"]),
-                              position=whole(against["position"])))  # fmt: skip
+    found += _other_way(top, tokens)
     found += _sentences(tables)
     found += _near(tables["distances"])
     if n["estimate_agrees"] is not None:
@@ -34,13 +31,27 @@ def find(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
     return [*found, unknown("together")]
 
 
+def _other_way(top: dict[str, Any], tokens: list[dict[str, Any]]) -> list[Sentence]:
+    """The strongest token of the side that the strongest of all is not on."""
+    side = 1 if top["influence_logits"] > 0 else -1
+    other = min(tokens, key=lambda r: side * r["influence_logits"])
+    if side * other["influence_logits"] >= 0:
+        return []
+    return [measured("against" if side > 0 else "towards", token=tok(other["text"]), influence=signed(other["influence_logits"]),
+                     position=whole(other["position"]))]  # fmt: skip
+
+
 def _sentences(tables: dict[str, Any]) -> list[Sentence]:
     rows = [r for r in tables["sentences"] if not r["holds_end"]]
     if not rows:
         return []
     top = max(rows, key=lambda r: abs(r["influence_logits"]))
-    found = [measured("sentence", text=plain(top["text"].strip()), influence=signed(top["influence_logits"]),
-                      sum=signed(top["tokens_one_by_one"]), first=tok(top["first_without"]))]  # fmt: skip
+    values = {"text": plain(top["text"].strip()), "influence": signed(top["influence_logits"]),
+              "first": tok(top["first_without"])}  # fmt: skip
+    if top["tokens_one_by_one"] is None:
+        found = [measured("sentence_far", **values)]
+    else:
+        found = [measured("sentence", **values, sum=signed(top["tokens_one_by_one"]))]
     if len(tables["roles"]) > 1:
         role = max(tables["roles"], key=lambda r: abs(r["influence_logits"]))
         found.append(heuristic(f"role_{role['role']}", influence=signed(role["influence_logits"]),

@@ -41,7 +41,7 @@ def _thin(n: dict[str, Any]) -> list[Sentence]:
     seen = n["corpus"]
     if seen is None or not 0 < seen["times"] < FEW:
         return []
-    return [heuristic("thin", times=whole(seen["times"]), length=whole(seen["longest"]))]
+    return [heuristic("thin", times=whole(seen["times"]))]
 
 
 def _copies(n: dict[str, Any], heads: list[dict[str, Any]], about: dict[str, Any], target: Any) -> list[Sentence]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -9,6 +10,7 @@ from intaglio.sentences import Sentence, heuristic, known, measured, part, pct, 
 
 RARE = 0.02  # share of the reference text on which a neuron fires as strongly as here
 NAMED = 3
+BYTE = re.compile("(<[0-9a-f]{2}>)+")
 
 
 def find(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
@@ -33,12 +35,17 @@ def find(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
     return [*found, known("memories"), unknown("more_text", reference=whole(n["reference"]))]
 
 
+def _is_word(text: str) -> bool:
+    """Whether it has a letter; a token that is part of a letter is written as its byte, <d0>."""
+    return any(c.isalpha() for c in text) and not BYTE.fullmatch(text)
+
+
 def _pattern(rows: list[dict[str, Any]], contexts: list[dict[str, Any]]) -> list[Sentence]:
     """The first neuron that fires most often on one token."""
     for row in rows:
         own = [c for c in contexts if c["address"] == row["address"]]
         for key, field in (("fires_on", "token"), ("fires_before", "next")):
             word, times = Counter(c[field].strip().lower() for c in own).most_common(1)[0] if own else ("", 0)
-            if times >= 3 and word:
+            if times >= 3 and _is_word(word):
                 return [heuristic(key, address=part(row["address"]), token=tok(word), times=whole(times), places=whole(len(own)))]
     return []

@@ -20,13 +20,14 @@ def find_pair(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
                           difference=signed(n["difference_a_logits"]), difference2=signed(n["difference_b_logits"])))  # fmt: skip
     if "layers" in tables:
         parted = parted_at(tables["layers"])
-        found.append(unknown("never_part") if parted is None else heuristic("part_at", layer=whole(parted)))
-    if "votes" in tables:
-        top = tables["votes"][0]
-        found.append(measured("vote", address=part(top["address"]), a=signed(top["a_logits"]), b=signed(top["b_logits"]),
-                              share=pct(abs(top["change_logits"]) / max(n["changed_logits"], 1e-12))))  # fmt: skip
-    else:
-        found.append(unknown("other_parts"))
+        found.append(heuristic("never_part") if parted is None else heuristic("part_at", layer=whole(parted)))
+    if "votes" not in tables:
+        return [*found, unknown("other_parts")]
+    top = tables["votes"][0]
+    if not n["changed_logits"]:
+        return [*found, measured("same_votes")]
+    found.append(measured("vote", address=part(top["address"]), a=signed(top["a_logits"]), b=signed(top["b_logits"]),
+                          share=pct(abs(top["change_logits"]) / n["changed_logits"])))  # fmt: skip
     return found
 
 

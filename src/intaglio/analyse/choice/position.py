@@ -13,8 +13,8 @@ def find(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
     n, swaps, shifts = lens["numbers"], lens["tables"]["swaps"], lens["tables"]["shifts"]
     top = max(swaps, key=lambda r: abs(r["change_logits"]))
     turned = sum(r["first_changed"] for r in swaps)
-    found = [measured("swaps", pairs=whole(n["pairs"]), mean=num(n["mean_change"]), left=plain(top["left"].strip()),
-                      right=plain(top["right"].strip()), change=signed(top["change_logits"]), turned=whole(turned),
+    found = [measured("swaps", pairs=whole(n["pairs"]), mean=num(n["mean_change"]), left=plain(_word(top["left"])),
+                      right=plain(_word(top["right"])), change=signed(top["change_logits"]), turned=whole(turned),
                       difference=signed(n["difference_logits"]))]  # fmt: skip
     if n["shuffles"]:
         found.append(measured("shuffled", shuffles=whole(n["shuffles"]), mean=signed(n["shuffled_mean"]),
@@ -24,6 +24,11 @@ def find(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
         found.append(measured(key, after=signed(n["reversed"]), difference=signed(n["difference_logits"]),
                               first=tok(n["reversed_first"])))  # fmt: skip
     return [*found, *_shifts(n["kind"], shifts), unknown("meaning")]
+
+
+def _word(text: str) -> str:
+    """A word without the space before it; a space that ends the prompt is a word of its own, and shown."""
+    return text.strip() or "␣"
 
 
 def _shifts(kind: str, shifts: list[dict[str, Any]]) -> list[Sentence]:

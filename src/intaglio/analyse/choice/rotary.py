@@ -33,8 +33,8 @@ def _scaled(way: str, rows: list[Row], n: Row) -> Sentence:
     turned = [r for r in rows if r["first_changed"]]
     values = dict(first=tok(n["first"]), low=num(low), high=num(high), was=pct(n["probability"]))
     if not turned:
-        least = min(rows, key=lambda r: r["probability"])
-        return measured(f"{way}_all", **values, factor=num(least["factor"]), p=pct(least["probability"]))
+        apart = max(rows, key=lambda r: abs(r["probability"] - n["probability"]))
+        return measured(f"{way}_all", **values, factor=num(apart["factor"]), p=pct(apart["probability"]))
     nearest = min(turned, key=lambda r: abs(math.log(r["factor"])))
     return measured(way, **values, factor=num(nearest["factor"]), other=tok(nearest["first"]), p=pct(nearest["probability"]))
 

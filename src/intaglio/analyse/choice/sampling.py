@@ -6,6 +6,8 @@ from typing import Any
 
 from intaglio.sentences import Sentence, Shown, known, measured, num, pct, plain, tok, unknown, whole
 
+NEARLY = 0.99  # top-p
+
 
 def find(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
     n, tables = lens["numbers"], lens["tables"]
@@ -14,9 +16,7 @@ def find(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
     found = [measured("kept", nine=whole(nine["kept"]), small=whole(small["kept"]), vocabulary=whole(n["vocabulary"]),
                       fifty=pct(by["top_k", 50, 1.0, 0.0]["mass"]))]  # fmt: skip
     target = next(r for r in tables["thresholds"] if r["token"] == about["target"]["token"])
-    survives = "survives_first" if target["top_k"] == 1 else "survives"
-    found.append(measured(survives, token=tok(target["text"]), k=whole(target["top_k"]), p=pct(target["top_p"]),
-                          m=num(target["min_p"])))  # fmt: skip
+    found.append(_survives(target))
     found += _penalty(n)
     if "texts" not in tables:
         return [*found, unknown("no_room")]
@@ -34,6 +34,16 @@ def find(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
     own = [r for r in tables["survivors"] if r["name"] == "shipped"]
     found += [measured("shipped", kept=whole(r["kept"]), token=tok(r["first_text"])) for r in own]
     return [*found, unknown("better")]
+
+
+def _survives(target: dict[str, Any]) -> Sentence:
+    """The weakest cuts that leave the token out; a top-p so near 1 that three digits would round it is told by what it lacks."""
+    if target["top_k"] == 1:
+        return measured("survives_first", token=tok(target["text"]))
+    values = {"token": tok(target["text"]), "k": whole(target["top_k"]), "m": num(target["min_p"])}
+    if target["top_p"] > NEARLY:
+        return measured("survives_tail", **values, left=num(1 - target["top_p"]))
+    return measured("survives", **values, p=num(target["top_p"]))
 
 
 def _penalty(n: dict[str, Any]) -> list[Sentence]:

@@ -18,6 +18,9 @@ def find(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
     else:
         found.append(measured("rest", token=tok(n["first"]), t=num(n["rest_overtakes"])))
     for pair in odds:
+        if not pair["gap_logits"]:
+            found.append(measured("even", behind=tok(pair["behind"]), ahead=tok(pair["ahead"])))
+            continue
         levels = {round(100 * r["level"]): r["temperature"] for r in pair["levels"]}
         found.append(measured("odds", behind=tok(pair["behind"]), ahead=tok(pair["ahead"]), odds=pct(pair["odds"]),
                               tenth=num(levels[10]), half=num(levels[50])))  # fmt: skip

@@ -144,12 +144,12 @@ def _depth(delta_NL: list[list[float]], influence: list[float]) -> dict[str, Any
 def distances(tokens: list[dict[str, Any]], length: int) -> list[dict[str, Any]]:
     """Influence by distance from the end; the very first token is left out, for heads park attention on it."""
     total = sum(abs(r["influence_logits"]) for r in tokens if r["position"]) or 1.0
-    rows, begin = [], 0
+    rows, begin, far = [], 0, max((length - r["position"] for r in tokens if r["position"]), default=0)
     for end in (*FURTHEST, length):
         sizes = [abs(r["influence_logits"]) for r in tokens if r["position"] and begin < length - r["position"] <= end]
         if sizes:
             share, mean = sum(sizes) / total, sum(sizes) / len(sizes)
-            rows.append({"nearest": begin + 1, "furthest": min(end, length - 1), "tokens": len(sizes), "share": share,
+            rows.append({"nearest": begin + 1, "furthest": min(end, far), "tokens": len(sizes), "share": share,
                          "mean_logits": mean})  # fmt: skip
         begin = max(begin, end)
     return rows

@@ -132,8 +132,8 @@ def _sides(found: Decision, heads_LH: Tensor) -> dict[str, Any]:
     return {
         "heads_for": float(heads_LH.clamp_min(0).sum()), "heads_against": float(heads_LH.clamp_max(0).sum()),
         "count_for": int((heads_LH > 0).sum()), "heads": heads_LH.numel(),
-        "start_logits": sum(v for a, v in votes.items() if a.part == "embed"),
-        "end_logits": sum(v for a, v in votes.items() if a.layer is None and a.part != "embed")
+        "start_logits": sum(v for a, v in votes.items() if a.part.startswith("embed")),
+        "end_logits": sum(v for a, v in votes.items() if a.layer is None and not a.part.startswith("embed"))
         + float(found.votes.scaling_B[0] + found.votes.softcap_B[0]),
     }  # fmt: skip
 
@@ -150,7 +150,7 @@ def _conflicts(found: Decision, votes_LHT: Tensor) -> list[dict[str, Any]]:
 def _layers(found: Decision, votes_LHT: Tensor, pair: Statements | None) -> list[dict[str, Any]]:
     """Both sides by layer, the running sum of all votes, and what was read from each statement so far."""
     votes = dict(zip(found.votes.addresses, found.votes.votes_BP[0].tolist()))
-    running = sum(v for a, v in votes.items() if a.part == "embed")
+    running = sum(v for a, v in votes.items() if a.part.startswith("embed"))  # learnt positions too
     rows, read = [], {"target": 0.0, "against": 0.0}
     for i, heads_HT in enumerate(votes_LHT):
         mlp, heads_H = votes[Address("mlp", i)], heads_HT.sum(-1)

@@ -17,10 +17,12 @@ TERMS = 4  # other votes named for each
 
 
 def kind_of(address: Address) -> str:
-    """embed, attn, mlp or bias."""
+    """embed (learnt positions too), attn, mlp or bias."""
     if address.head is not None:
         return "attn"
-    return "mlp" if address.part == "mlp" and address.sub is None else "embed" if address.part == "embed" else "bias"
+    if address.part.startswith("embed"):
+        return "embed"
+    return "mlp" if address.part == "mlp" and address.sub is None else "bias"
 
 
 def measure(found: Decision, given: Given) -> Measured:
