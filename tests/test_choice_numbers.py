@@ -16,10 +16,10 @@ import pytest
 from conftest import save_subject
 from intaglio.choice import why
 from intaglio.model.subject import load_subject
+from printed import NUMBER, about, half, printed, read
 from reader import Reader
 
 PROMPT = "the cat sat on a red"
-NUMBER = r"[+−-]?\d[\d,.]*(?:×10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?|[+−-]?10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+"
 
 
 @pytest.fixture(scope="module")
@@ -47,36 +47,6 @@ def parts(trace) -> dict[str, float]:
     return dict(found)
 
 
-def read(number: str) -> float:
-    plain = number.rstrip(".,").translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")).replace(",", "")
-    if "×10" in plain:
-        return float(plain.replace("×10", "e"))
-    return float(re.sub(r"^([+-]?)10(-\d+)$", r"\g<1>1e\2", plain))
-
-
-def printed(text: str, pattern: str) -> list[float | str]:
-    """What stands at the places marked # (a number) and @ (a word) of a sentence that is on the page, once."""
-    expression = re.escape(pattern).replace(r"\#", f"({NUMBER})").replace("#", f"({NUMBER})").replace("@", r"(\S+)")
-    places = re.findall(expression.replace(r"\ ", r"\s*"), text)
-    assert len(places) == 1, f"{pattern!r} stands {len(places)} times"
-    found = places[0] if isinstance(places[0], tuple) else (places[0],)
-    return [read(x) if re.fullmatch(NUMBER, x) else x for x in found]
-
-
-def about(value: float):
-    """Three significant digits are printed, two of a power of ten."""
-    return pytest.approx(value, rel=6e-3 if abs(value) >= 1e-3 else 6e-2, abs=1e-9)
-
-
-def half(sizes: list[float]) -> int:
-    total, running = sum(map(abs, sizes)), 0.0
-    for count, size in enumerate(sorted(map(abs, sizes), reverse=True), 1):
-        running += size
-        if running >= total / 2:
-            return count
-    raise AssertionError
-
-
 def test_the_three_sentences(trace, text, parts):
     target, second = trace.rows["candidates"][:2]
     assert printed(text, "a probability of #%")[0] == pytest.approx(100 * target["probability"], abs=0.6)
@@ -101,7 +71,7 @@ def test_parts_that_do_more_than_they_say_are_counted(trace, parts):
             for name, rows in trace.rows.items()}  # fmt: skip
     text = re.sub(r"\s+", " ", Reader(replace(trace, rows=loud).to_html()).text)
     wanted = sum(abs(60 * r["effect_logits"]) > 2 * abs(60 * parts[r["address"]]) + 0.1 for r in trace.rows["effects"])
-    assert printed(text, "; # parts do more than twice what their own vote says")[0] == wanted > 0
+    assert printed(text, "parts that do more than twice what their own vote says, and by over 0.1 logits: #")[0] == wanted > 0
     assert wanted < sum(abs(60 * r["effect_logits"]) > abs(60 * parts[r["address"]]) + 0.1 for r in trace.rows["effects"])
 
 
@@ -182,7 +152,7 @@ def test_the_section_of_votes(trace, text, parts):
     assert found == [about(kinds[k]) for k in ("attn", "mlp", "embed", "bias")]
     plus = sum(v for v in parts.values() if v > 0)
     minus = sum(v for v in parts.values() if v < 0)
-    found = printed(text, "Votes of # stand against votes of #: only #%")
+    found = printed(text, "Votes of # stand against votes of #: #%")
     assert found[:2] == [about(plus), about(minus)]
     assert found[2] == pytest.approx(100 * abs(plus + minus) / (plus - minus), abs=0.6)
     own = [(r["own_logits"], r["others_logits"]) for r in trace.rows["effects"] if r["own_logits"] > 0.05]
