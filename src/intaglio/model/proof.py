@@ -31,18 +31,19 @@ class Line:
     holds: bool
 
 
-_proved: weakref.WeakKeyDictionary[nn.Module, Anatomy] = weakref.WeakKeyDictionary()
+_proved: weakref.WeakKeyDictionary[nn.Module, tuple[list, Anatomy]] = weakref.WeakKeyDictionary()
 
 
 def prove(model: nn.Module) -> Anatomy:
-    """The model's parts, once all lines hold; asked again, it remembers.
+    """The model's parts, once all lines hold; asked again with the same weights, it remembers.
 
     Raises:
         SubjectError: the first line that does not hold, with its number.
     """
     anatomy = anatomy_of(model)
-    if anatomy.model in _proved:
-        return _proved[anatomy.model]
+    weights = [(p.data_ptr(), p._version) for p in anatomy.model.parameters()]  # some gains are kept as copies
+    if anatomy.model in _proved and _proved[anatomy.model][0] == weights:
+        return replace(_proved[anatomy.model][1], model=anatomy.model)
     anatomy, found = examine(anatomy)
     for line in found:
         if not line.holds:
@@ -50,7 +51,7 @@ def prove(model: nn.Module) -> Anatomy:
                 f"the map of this family's parts is not proved: {line.says}",
                 got=f"off by {line.error:.1e} in {type(anatomy.model).__name__}", expected="0",
             )  # fmt: skip
-    _proved[anatomy.model] = anatomy
+    _proved[anatomy.model] = weights, replace(anatomy, model=None)  # else the memory would keep the model alive
     return anatomy
 
 
