@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from intaglio.errors import InputError, IntaglioError, UnmeasurableError
+from intaglio.measure import heap
 from intaglio.measure import rows as make
 from intaglio.measure.agreement import Agreement, agreement_of
 from intaglio.measure.books import StepBooks, lora_weight2, settle
@@ -196,6 +197,8 @@ class Ledger:
         self.watch = ProbeWatch(self.probes, self.tap, self.recorder, self.ranks, every=self.probe_every)
         if self.group_momentum:  # only now: a resumed run has loaded the optimizer's state since
             self.group_carry = GroupCarry(self.layout, self.optimizer)
+        if all(p.device.type == "cpu" for p in self.model.parameters()):
+            heap.keep_freed_memory(self)
         self._attached = True
         self._ended = time.perf_counter()
         self._plan_step()
@@ -210,6 +213,7 @@ class Ledger:
             return
         self._stop_catching()
         self._hooks.remove()
+        heap.let_go(self)
         self._attached = False
 
     def _stop_catching(self) -> None:
