@@ -28,7 +28,7 @@ from intaglio.measure.choice.effects import (
     to_mean,
     to_other,
 )  # fmt: skip
-from intaglio.measure.choice.lenses import Given, Peer, measure_lenses
+from intaglio.measure.choice.lenses import Given, Peer, check_given, check_names, measure_lenses
 from intaglio.measure.choice.runs import Change
 from intaglio.measure.choice.tuned import load_lens
 from intaglio.model.proof import prove
@@ -39,6 +39,7 @@ CLOSES = 1e-3  # logits: a ledger that is off by more says so
 ALL_PRODUCTS = 5e12  # multiplications for running all parts, half the layers each; beyond, a first-order screen picks
 SCREENED = 48  # parts verified exactly after a screen
 REFERENCE_TOKENS = 256
+SEEDS = 1 << 63
 
 
 def why(
@@ -77,6 +78,9 @@ def why(
         InputError: a prompt or token that cannot be used.
         SubjectError: a family whose parts are not known or not proved.
     """
+    check_names(lenses)
+    if not 0 <= seed < SEEDS:
+        raise InputError("no such seed", got=seed, expected="0 to 2**63 - 1")
     model, tokenizer, name = _loaded(subject)
     start = time.perf_counter()
     reader = None if tuned is None else load_lens(Path(tuned), prove(model))
@@ -92,7 +96,11 @@ def why(
         trace.about["versus"] = [p.name for p in peers]
     if metric is not None:
         trace.about["metric"] = {"name": getattr(metric, "__name__", "metric"), "value": _value(metric, found)}
-    reference = reference_ids(tokenizer)
+    reference = reference_ids(tokenizer, min(REFERENCE_TOKENS, found.context))
+    given = Given(
+        shown, reference, subject=name, chat=chat, corpus=corpus, peers=peers, versus_prompt=second, seed=seed, tuned=reader,
+    )  # fmt: skip
+    check_given(lenses, given)
     means = _means(found, reference) if effects else None
     mean = None
     if means is not None:
@@ -108,10 +116,7 @@ def why(
     sides += [] if second is None else [("prompt", versus_prompt, second)]
     sides += [] if third is None else [("target", third.written(third.target), third)]
     trace.beside = [TraceData({"kind": kind, "name": name, **rows.about(side)}, _rows(side, None)) for kind, name, side in sides]
-    given = Given(
-        shown, reference, subject=name, chat=chat, corpus=corpus, peers=peers, versus_prompt=second,
-        effects=mean, seed=seed, tuned=reader, means=means,
-    )  # fmt: skip
+    given.effects, given.means = mean, means
     trace.lenses = measure_lenses(found, given, lenses, lambda name: progress and progress(f"lens {name}", 1, 1))
     trace.about["seconds"] = time.perf_counter() - start
     return trace
@@ -126,12 +131,12 @@ def _loaded(subject: Any) -> tuple[Any, Any, str]:
     return found.model, found.tokenizer, found.name
 
 
-def reference_ids(tokenizer: Any) -> list[int]:
-    """Ordinary text, English and Russian, whose means stand in for a part that is taken out."""
+def reference_ids(tokenizer: Any, tokens: int = REFERENCE_TOKENS) -> list[int]:
+    """Ordinary text, half English and half Russian, whose means stand in for a part that is taken out."""
     lines = (resources.files("intaglio.data.leaps") / "anchor.jsonl").read_text(encoding="utf-8").splitlines()
     texts = sorted((json.loads(line) for line in lines), key=lambda r: r["group"] != "en")
     halves = [" ".join(r["text"] for r in texts if (r["group"] == "en") == english) for english in (True, False)]
-    return [int(i) for half in halves for i in tokenizer(half)["input_ids"][: REFERENCE_TOKENS // 2]]
+    return [int(i) for half in halves for i in tokenizer(half)["input_ids"][: tokens // 2]]
 
 
 def _means(found: Decision, reference: list[int]) -> Means:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from typing import Any
 
 import torch
@@ -43,6 +45,11 @@ class Decision:
     def base(self) -> Capture:
         """The unchanged run."""
         return capture(self.anatomy, self.ids_BT)
+
+    @property
+    def context(self) -> int:
+        """The most tokens that the model can read."""
+        return context_of(self.anatomy.model)
 
     @property
     def question(self) -> Question:
@@ -110,13 +117,12 @@ def decide(
         SubjectError: the family's parts are not known, or the map of them is not proved.
     """
     anatomy = prove(model)
-    ids = [int(i) for i in prompt] if not isinstance(prompt, str) else prompt_ids(tokenizer, prompt, chat=chat)
+    ids = prompt_ids(tokenizer, prompt, chat=chat) if isinstance(prompt, str) else given_ids(anatomy, prompt, chat=chat)
     if at < 0:
         raise InputError("--at counts tokens of the answer from 0", got=at)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context and len(ids) + at > context:
+    if len(ids) + at > context_of(model):
         got = f"{len(ids) + at} tokens"
-        raise InputError("the prompt is longer than the model's context", got=got, expected=f"at most {context}")
+        raise InputError("the prompt is longer than the model's context", got=got, expected=f"at most {context_of(model)}")
     named = {
         "target": target if target is None else token_of(tokenizer, target, "target", first_piece),
         "against": against if against is None else token_of(tokenizer, against, "against", first_piece),
@@ -129,6 +135,32 @@ def decide(
     return found
 
 
+def context_of(model: Any) -> int:
+    """The most tokens that a model can read; very many where its config names no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+
+def given_ids(anatomy: Anatomy, prompt: Sequence[int], *, chat: bool) -> list[int]:
+    """A prompt that is token ids already.
+
+    Raises:
+        InputError: there are none, one that the model does not have, or a chat message, which is text.
+    """
+    try:
+        ids = [index(i) for i in prompt]
+    except TypeError:
+        got = type(prompt).__name__
+        raise InputError("the prompt is neither text nor token ids", got=got, expected="a string or whole numbers") from None
+    if chat:
+        raise InputError("a chat message cannot be token ids", expected="text, or ids that hold the template's tokens already")
+    if not ids:
+        raise InputError("the prompt is empty", expected="at least one token id")
+    size = len(anatomy.embed.weight)
+    if wrong := [i for i in ids if not 0 <= i < size]:
+        raise InputError("no such token id in the prompt", got=wrong[0], expected=f"0 to {size - 1}")
+    return ids
+
+
 def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool) -> list[int]:
     """The ids the model sees, special tokens as the tokenizer adds them.
 
@@ -137,6 +169,7 @@ def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool) -> list[int]:
     """
     if not prompt:
         raise InputError("the prompt is empty", expected="some text")
+    check_letters(prompt, "the prompt")
     if chat:
         if not getattr(tokenizer, "chat_template", None):
             raise InputError("this tokenizer has no chat template", expected="a prompt without --chat")
@@ -149,6 +182,18 @@ def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool) -> list[int]:
     return [int(i) for i in ids]
 
 
+def check_letters(text: str, what: str) -> None:
+    """Refuse half a letter, as a broken command line or file gives it: no tokenizer can read it.
+
+    Raises:
+        InputError: the text cannot be written as UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} is not text in UTF-8", got=ascii(text[error.start : error.end])) from None
+
+
 def token_of(tokenizer: Any, named: str | int, what: str, first_piece: bool = False) -> int:
     """The token that a text names.
 
@@ -159,6 +204,7 @@ def token_of(tokenizer: Any, named: str | int, what: str, first_piece: bool = Fa
         if 0 <= named < len(tokenizer):
             return named
         raise InputError(f"no such token id for {what}", got=named, expected=f"0 to {len(tokenizer) - 1}")
+    check_letters(named, what)
     ids = tokenizer(named, add_special_tokens=False)["input_ids"]
     if len(ids) == 1 or (ids and first_piece):
         return int(ids[0])

@@ -15,6 +15,7 @@ OPENINGS = {"en": "That is,", "ru": "То есть,"}
 SPLIT = "\ufffd"  # what part of a letter reads as
 LONG = 4  # letters of a word that is worth replacing
 TRIES = 20
+ANEW = 8  # tokens by which a text may grow where it is tokenised anew
 
 
 def encoded(tokenizer: Any, text: str) -> list[int]:
@@ -28,18 +29,23 @@ def comes_back(found: Decision, begin: int, end: int) -> bool:
     return encoded(found.tokenizer, found.text(ids)) == ids
 
 
+def as_text(found: Decision, begin: int, end: int) -> bool:
+    """Whether spans within these tokens are moved as text, tokenised anew: the tokens come back and the context has room."""
+    return len(found.ids) + ANEW <= found.context and comes_back(found, begin, end)
+
+
 def exchanged(found: Decision, first: tuple[int, int], second: tuple[int, int]) -> dict[str, list[int]]:
     """The prompt with two spans in each other's place, and without the first, the second, both.
 
     White space at the spans' ends stays where it is. Where the tokenizer gives the stretch's tokens
-    back, the changed text is tokenised anew; else the tokens themselves are moved.
+    back (`as_text`), the changed text is tokenised anew; else the tokens themselves are moved.
 
     Returns:
         Ids by name: swapped, no_first, no_second, neither.
     """
     begin, end = first[0], second[1]
     head, tail = found.ids[:begin], found.ids[end:]
-    if comes_back(found, begin, end):
+    if as_text(found, begin, end):
         one, two, between = (found.text(found.ids[b:e]) for b, e in (first, second, (first[1], second[0])))
         made = {name: encoded(found.tokenizer, text) for name, text in _texts(one, between, two).items()}
         if not made["neither"] and not one[:1].isspace() and comes_back(found, end, len(found.ids)):

@@ -1,7 +1,7 @@
 """The lenses: each one measurement on a decision, in the order of the page.  [torch]
 
 A lens is a module with `measure(found, given) -> Measured`. One that does not apply raises `Skip`;
-the others still run.
+the others still run. One that needs what a user may give has `lacking(given) -> Needs | None` as well.
 """
 
 from __future__ import annotations
@@ -118,6 +118,33 @@ def tokens_run(length: int, layers: int, names: Sequence[str] | None = None) -> 
     return {name: count for name, count in found.items() if names is None or name in names}
 
 
+def check_names(names: Sequence[str] | None) -> None:
+    """Refuse a name that no lens has, before anything is run.
+
+    Raises:
+        InputError: no lens of that name.
+    """
+    for name in names or ():
+        if name not in LENSES:
+            raise InputError("no such lens", got=name or "an empty name", expected=", ".join(LENSES))
+
+
+def check_given(names: Sequence[str] | None, given: Given) -> None:
+    """Refuse a lens asked for by name that needs what was not given, before anything is run.
+
+    Raises:
+        InputError: a lens needs what is not there.
+    """
+    for name in names or ():
+        lacking = getattr(_module(name), "lacking", None)
+        if lacking is not None and (needs := lacking(given)) is not None:
+            raise InputError(f"lens {name} lacks what it needs", expected=needs.expected)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"intaglio.measure.choice.lenses.{name}")
+
+
 def measure_lenses(
     found: Decision, given: Given, names: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda name: None,
@@ -127,20 +154,15 @@ def measure_lenses(
     Raises:
         InputError: no lens of that name, or one asked for by name that needs what was not given.
     """
-    chosen = list(LENSES) if names is None else list(names)
-    for name in chosen:
-        if name not in LENSES:
-            raise InputError("no such lens", got=name, expected=", ".join(LENSES))
+    check_names(names)
+    check_given(names, given)
     done = {}
-    for name in sorted(chosen, key=LENSES.index):
+    for name in sorted(LENSES if names is None else set(names), key=LENSES.index):
         progress(name)
         start = time.perf_counter()
-        module = importlib.import_module(f"intaglio.measure.choice.lenses.{name}")
         try:
-            seen = module.measure(found, given)
+            seen = _module(name).measure(found, given)
             done[name] = {"numbers": seen.numbers, "tables": seen.tables, "seconds": time.perf_counter() - start}
         except Skip as skip:
-            if isinstance(skip, Needs) and names is not None:
-                raise InputError(f"lens {name} lacks what it needs", expected=skip.expected) from None
             done[name] = {"skipped": {"reason": skip.reason, **skip.values}}
     return done

@@ -75,8 +75,7 @@ def _singles(found: Decision, given: Given) -> tuple[dict[Head, float], str]:
 
 def _means(found: Decision, given: Given) -> Means:
     if given.means is None:
-        context = getattr(found.anatomy.model.config.get_text_config(), "max_position_embeddings", None)
-        ids = torch.tensor([given.reference_ids[:context]], device=found.ids_BT.device)
+        ids = torch.tensor([given.reference_ids[: found.context]], device=found.ids_BT.device)
         given.means = means_over(found.anatomy, ids)
     return given.means
 

@@ -118,7 +118,7 @@ def two_contexts(found: Decision, given: Given) -> tuple[str, tuple[Place, Place
     if pair is not None:
         return "repeated", tuple(Place(found.ids, word, found.base) for word in pair)
     reference = [w for w in _words(found, given.reference_ids) if w.begin >= LEAST_BEFORE]
-    word = weightiest(mine, reference)
+    word = weightiest([w for w in mine if len(w.ids) + LEAST_BEFORE < found.context], reference)
     if word is None:
         return "nothing", None
     if len(given.reference_ids) < LEAST_BEFORE:
@@ -137,7 +137,9 @@ def _in_reference(found: Decision, ids: list[int], words: list[Word], word: Word
     stretch = ids[-READ_BEFORE:] if is_cyrillic(word.text) else ids[:READ_BEFORE]
     before = ids[max(0, there.begin - READ_BEFORE) : there.begin] if there else _up_to_a_stop(found, stretch)
     special = set(getattr(found.tokenizer, "all_special_ids", []))
-    before = [i for i in found.ids[:1] if i in special] + [i for i in before if i not in special]
+    begin = [i for i in found.ids[:1] if i in special]
+    room = found.context - len(begin) - len(word.ids)
+    before = begin + [i for i in before if i not in special][-room:]
     text = [*before, *word.ids]
     run = capture(found.anatomy, torch.tensor([text], device=found.ids_BT.device))
     other = Word(len(before), len(text), word.ids, word.text)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from intaglio.address import Address
 from intaglio.measure.choice.decision import Decision
-from intaglio.measure.choice.edits import comes_back, exchanged
+from intaglio.measure.choice.edits import as_text, exchanged
 from intaglio.measure.choice.lenses import Given, Measured, Skip
 from intaglio.measure.choice.lenses.context import sentences_of
 from intaglio.measure.choice.pieces import Piece, words
@@ -207,5 +207,5 @@ def _pair(
         "read_target": read["target"], "read_against": read["against"],
         "read_elsewhere": float(votes_LHT.sum()) - read["target"] - read["against"],
         "same_heads": rank_correlation(heads_LH.flatten().tolist(), swapped_LH.flatten().tolist()),
-        "tokenised_anew": comes_back(found, first.begin, second.end),
+        "tokenised_anew": as_text(found, first.begin, second.end),
     }  # fmt: skip

@@ -71,8 +71,8 @@ def measure(found: Decision, given: Given) -> Measured:
         Needs: no other model was given.
         Skip: none of the others reads the same bytes.
     """
-    if not given.peers:
-        raise Needs("no_second", "--versus MODEL")
+    if (needs := lacking(given)) is not None:
+        raise needs
     pieces = pieces_of(found)
     text = b"".join(pieces)
     readings, left_out = [reading(given.subject, found, pieces)], []
@@ -100,6 +100,11 @@ def measure(found: Decision, given: Given) -> Measured:
     return Measured(numbers, {
         "models": rows, "segments": sorted(strongest, key=lambda s: s["start"]), "letters": _shown(decided),
     })  # fmt: skip
+
+
+def lacking(given: Given) -> Needs | None:
+    """What has to be given besides, if anything."""
+    return None if given.peers else Needs("no_second", "--versus MODEL")
 
 
 def _names(given: Given) -> list[str]:
@@ -224,8 +229,7 @@ def letters(seen: Reading) -> Letters:
 
 
 def _fits(found: Decision, more: int) -> bool:
-    limit = getattr(found.anatomy.model.config.get_text_config(), "max_position_embeddings", None)
-    return not limit or len(found.ids) + more <= limit
+    return len(found.ids) + more <= found.context
 
 
 def _behind(found: Decision, paths: list[tuple[int, ...]]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from intaglio.data.vocab import token_bytes
-from intaglio.measure.choice.decision import Decision
+from intaglio.measure.choice.decision import Decision, context_of
 from intaglio.measure.choice.effects import measure_effects
 from intaglio.measure.choice.lenses import Given, Measured, Skip
 from intaglio.measure.choice.runs import Change
@@ -58,8 +58,7 @@ def _sums(votes_LN: Tensor) -> dict[str, Any]:
 
 def activations(anatomy: Anatomy, ids: list[int], neurons: list[tuple[int, int]]) -> Tensor:
     """(M, T) activations of M neurons at every token of a text; NaN at the first token of each piece it is run in."""
-    context = getattr(anatomy.model.config.get_text_config(), "max_position_embeddings", None) or PIECE
-    size, device = min(PIECE, context), anatomy.unembed.weight.device
+    size, device = min(PIECE, context_of(anatomy.model)), anatomy.unembed.weight.device
     pieces = []
     for start in range(0, len(ids), size):
         seen = capture(anatomy, torch.tensor([ids[start : start + size]], device=device))

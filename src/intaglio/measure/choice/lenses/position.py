@@ -96,9 +96,8 @@ def shifted(found: Decision, now: float) -> list[dict[str, Any]]:
     if positions_kind(found) == "fixed":
         return []
     model, length = found.anatomy.model, len(found.ids)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     rows = []
-    for k in (k for k in SHIFTS if k + length <= context):
+    for k in (k for k in SHIFTS if k + length <= found.context):
         with evaluating(model):
             positions = torch.arange(k, k + length, device=found.ids_BT.device)[None]
             logits = model(found.ids_BT, position_ids=positions, use_cache=False).logits[:, -1].double()

@@ -152,8 +152,7 @@ def changes(found: Decision, given: Given, all_steps: list[Piece]) -> list[dict[
 
 def _room(found: Decision) -> int:
     """Tokens that the context still holds."""
-    context = getattr(found.anatomy.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-    return max(0, context - len(found.ids))
+    return max(0, found.context - len(found.ids))
 
 
 def samples(found: Decision, given: Given, steps: list[Piece]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -53,8 +53,7 @@ def measure(found: Decision, given: Given) -> Measured:
         "shown": [{"token": t, "text": found.written(t)} for t in shown],
         "survivors": [survivors(found, s, shown) for s in settings], "thresholds": thresholds(found, shown),
     }  # fmt: skip
-    context = getattr(found.anatomy.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-    numbers["steps"] = max(0, min(STEPS, context - len(found.ids)))
+    numbers["steps"] = max(0, min(STEPS, found.context - len(found.ids)))
     if numbers["steps"]:
         prompt, ends = start(found.anatomy, found.ids), ends_of(found.anatomy.model)
         tables["texts"] = texts(found, prompt, given.seed, numbers["steps"], ends)

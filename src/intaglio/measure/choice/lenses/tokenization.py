@@ -46,7 +46,8 @@ def measure(found: Decision, given: Given) -> Measured:
     spelt = b"".join(token_bytes(found.tokenizer, i) for i in word.ids)
     vocabulary = _vocabulary(found)
     pieces = pieces_in(spelt, vocabulary)
-    kept = _affordable(fewest(spelt, pieces, MOST), len(found.ids) - word.end)
+    room = found.context - len(found.ids) + len(word.ids)
+    kept = _affordable([w for w in fewest(spelt, pieces, MOST) if len(w) <= room], len(found.ids) - word.end)
     kept += [] if word.ids in kept else [word.ids]
     rows = _compared(found, word, kept)
     several = [r for r in rows if len(r["ids"]) > 1]

@@ -9,9 +9,9 @@ from intaglio.measure.choice.pair import common_log_probs, compare, kl_nats
 
 def measure(found: Decision, given: Given) -> Measured:
     """What `compare` says of the decision, and for every token of the prompt both surprises and the KL there."""
+    if (needs := lacking(given)) is not None:
+        raise needs
     other = given.versus
-    if other is None:
-        raise Needs("other_tokenizer" if given.peers else "no_second", "--versus MODEL with the same tokenizer")
     numbers, tables = compare(found, other)
     log_p, log_q = common_log_probs(found.base.logits_BTV[0], other.base.logits_BTV[0])
     kl_T = kl_nats(log_p, log_q)
@@ -27,3 +27,10 @@ def measure(found: Decision, given: Given) -> Measured:
     numbers["mean_kl_nats"] = float(kl_T.mean())
     tables["tokens"] = rows
     return Measured(numbers, tables)
+
+
+def lacking(given: Given) -> Needs | None:
+    """What has to be given besides, if anything."""
+    if given.versus is not None:
+        return None
+    return Needs("other_tokenizer" if given.peers else "no_second", "--versus MODEL with the same tokenizer")
