@@ -72,7 +72,7 @@ def text_of(path: Path, what: str) -> str:
         InputError: it is not there, or not text in UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"no such {what}", got=str(path), expected="a text file") from None
     except UnicodeDecodeError:

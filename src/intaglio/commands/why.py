@@ -97,18 +97,21 @@ def why(
     """
     if sum(given is not None for given in (prompt, chat, prompts)) != 1:
         raise InputError("what is asked about must be given once", expected="a prompt, --chat MESSAGE or --prompts FILE")
-    for path in (out, json):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError("no such folder to write into", got=str(path))
+    _check_files(out, json)
     from rich.console import Console
 
     console = Console() if sys.stdout.isatty() else Console(width=120)
     given: dict[str, Any] = dict(
         target=target, against=against, at=at, versus=versus, versus_prompt=versus_prompt, versus_target=versus_target,
-        first_piece=first_piece, seed=seed, effects=effects, tuned=tuned, lenses=lens.split(",") if lens is not None else None,
-        corpus=text_of(corpus, "corpus") if corpus is not None else None,
+        first_piece=first_piece, seed=seed, effects=effects, tuned=tuned,
+        lenses=None if lens is None else [name.strip() for name in lens.split(",")],
+        corpus=None if corpus is None else text_of(corpus, "corpus"),
     )  # fmt: skip
     if prompts is not None:
+        alone = {"--out": out, "--lens": lens, "--corpus": corpus, "--tuned": tuned, "--versus": versus,
+                 "--versus-prompt": versus_prompt, "--versus-target": versus_target, "--plan": plan or None}  # fmt: skip
+        if unused := [name for name, value in alone.items() if value is not None]:
+            raise InputError(f"{', '.join(unused)} cannot go with --prompts", expected="one prompt, or votes and effects alone")
         _over_set(subject, prompts, given, json, console)
         return
     given |= {"prompt": prompt if chat is None else chat, "chat": chat is not None}
@@ -121,6 +124,18 @@ def why(
         if path is not None:
             write(path)
             console.print(f"  written: {path}", highlight=False, soft_wrap=True)
+
+
+def _check_files(out: Path | None, json: Path | None) -> None:
+    for path in (out, json):
+        if path is None:
+            continue
+        if not path.absolute().parent.is_dir():
+            raise InputError("no such folder to write into", got=str(path))
+        if path.is_dir():
+            raise InputError("a file is to be written, and this is a folder", got=str(path))
+    if out is not None and json is not None and out.resolve() == json.resolve():
+        raise InputError("--out and --json name the same file", got=str(out), expected="two files")
 
 
 def _with_bars(subject: Any, given: dict[str, Any], console: Any) -> Trace:
@@ -165,6 +180,9 @@ def _read_prompts(path: Path) -> list[dict[str, Any]]:
             row = None
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
             raise InputError(f"line {i} of {path.name} is no prompt", got=line[:60], expected='{"prompt": "..."}')
+        for name in ("target", "against"):
+            if row.get(name) is not None and (isinstance(row[name], bool) or not isinstance(row[name], str | int)):
+                raise InputError(f"line {i} of {path.name} names no {name}", got=row[name], expected="a token's text or id")
         rows.append(row)
     if not rows:
         raise InputError("the file holds no prompt", got=str(path))
@@ -193,10 +211,11 @@ def _print_plan(subject: str, given: dict[str, Any], console: Any) -> None:
     from intaglio.choice import ALL_PRODUCTS, SCREENED, products
     from intaglio.measure.choice.decision import decide
     from intaglio.measure.choice.effects import all_parts
-    from intaglio.measure.choice.lenses import tokens_run
+    from intaglio.measure.choice.lenses import check_names, tokens_run
     from intaglio.model.capture import capture
     from intaglio.model.subject import load_subject
 
+    check_names(given["lenses"])
     loaded = load_subject(subject)
     asked = {k: given[k] for k in ("prompt", "target", "against", "chat", "at", "first_piece")}
     found = decide(loaded.model, loaded.tokenizer, **asked)
