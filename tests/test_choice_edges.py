@@ -16,6 +16,7 @@ from intaglio import choice
 from intaglio.errors import InputError
 from intaglio.measure.choice.edits import as_text
 from intaglio.measure.choice.lenses import architecture
+from intaglio.model.subject import load_subject
 from intaglio.trace import LENSES
 from wordy import ids_of, word_tokenizer, wordy
 
@@ -117,6 +118,44 @@ def test_misuse_is_refused_before_anything_is_replaced(monkeypatch, given, said)
     monkeypatch.setattr(choice, "_means", lambda *_: pytest.fail("the sweep has begun"))
     with pytest.raises(InputError, match=said):
         choice.why((family("llama"), word_tokenizer()), TEXT, **given)
+
+
+def catching(monkeypatch) -> list[choice.Given]:
+    """What the lenses would be given."""
+    seen: list[choice.Given] = []
+    monkeypatch.setattr(choice, "measure_lenses", lambda found, given, *_: seen.append(given) or {})
+    return seen
+
+
+def test_the_ending_looked_for_in_a_corpus_is_what_stands_before_the_choice(monkeypatch, tiny_chat):
+    seen, one = catching(monkeypatch), (family("llama"), word_tokenizer())
+    trace = choice.why(one, TEXT, at=2, effects=False)
+    answered = trace.decision.text(trace.about["ids"][-2:])
+    choice.why(one, trace.about["ids"], effects=False)
+    choice.why(one, trace.about["ids"][:-2], at=2, effects=False)
+    assert answered and [given.ending for given in seen] == 3 * [TEXT + answered]
+    chat = load_subject(tiny_chat)
+    first = choice.why(chat, "who?", chat=True, effects=False)
+    later = choice.why(chat, "who?", chat=True, at=2, effects=False)
+    assert seen[-2].ending == "who?" and seen[-1].ending == later.decision.text(later.about["ids"][-2:])
+    assert later.about["ids"][:-2] == first.about["ids"]
+
+
+def test_a_second_model_that_cannot_be_asked_is_named(tiny):
+    pair, short = (family("llama"), word_tokenizer()), load_subject(tiny)
+    with pytest.raises(InputError, match=r"the second model .*tiny cannot be asked: the prompt is longer"):
+        choice.why(pair, filling(60), versus=short, lenses=[], effects=False)
+    with pytest.raises(InputError, match="cannot be asked: the prompt is empty"):
+        choice.why(pair, [0], versus=short, lenses=[], effects=False)
+
+
+def test_rotary_tells_of_every_head_how_far_it_follows_distance():
+    found = choice.why((family("llama"), word_tokenizer()), TEXT, lenses=["rotary"], effects=False).lens("rotary")
+    heads = found.tables["heads"].to_pylist()
+    assert len({r["address"] for r in heads}) == len(heads) == found.numbers["heads"] == 12
+    for name in ("near_measured", "near_alone"):
+        assert sum(r[name] for r in heads) / len(heads) == pytest.approx(found.numbers[name])
+    assert max(r["correlation"] for r in heads) == pytest.approx(found.numbers["best_correlation"])
 
 
 def test_a_lens_named_twice_runs_once():

@@ -90,7 +90,8 @@ def why(
     trace.about["closes"] = trace.about["closure_logits"] < CLOSES
     second = None if versus_prompt is None else _second_prompt(found, versus_prompt, chat, at)
     third = None if versus_target is None else _second_target(found, versus_target, first_piece)
-    text = prompt + found.text(found.ids[len(found.ids) - at :]) if isinstance(prompt, str) and not chat else _plain_text(found)
+    answered = found.text(found.ids[len(found.ids) - at :]) if isinstance(prompt, str) else ""  # ids hold it already
+    text = _plain_text(found) if chat else shown + answered
     peers = [_peer(found, one, text) for one in _several(versus)]
     if peers:
         trace.about["versus"] = [p.name for p in peers]
@@ -98,7 +99,8 @@ def why(
         trace.about["metric"] = {"name": getattr(metric, "__name__", "metric"), "value": _value(metric, found)}
     reference = reference_ids(tokenizer, min(REFERENCE_TOKENS, found.context))
     given = Given(
-        shown, reference, subject=name, chat=chat, corpus=corpus, peers=peers, versus_prompt=second, seed=seed, tuned=reader,
+        shown, reference, ending=answered if chat and at else shown + answered, subject=name, chat=chat, corpus=corpus,
+        peers=peers, versus_prompt=second, seed=seed, tuned=reader,
     )  # fmt: skip
     check_given(lenses, given)
     means = _means(found, reference) if effects else None
@@ -204,11 +206,18 @@ def _plain_text(found: Decision) -> str:
 
 
 def _peer(found: Decision, versus: Any, text: str) -> Peer:
-    """The same tokens in another model; where its tokenizer is another one, the same text, with its own likeliest token."""
+    """The same tokens in another model; where its tokenizer is another one, the same text, with its own likeliest token.
+
+    Raises:
+        InputError: a text that the other model cannot read, or a family that is not known.
+    """
     model, tokenizer, name = _loaded(versus)
-    if tokenizer.get_vocab() != found.tokenizer.get_vocab():
-        return Peer(name, decide(model, tokenizer, text), same_tokenizer=False)
-    return Peer(name, _asked(decide(model, tokenizer, found.ids), found), same_tokenizer=True)
+    same = tokenizer.get_vocab() == found.tokenizer.get_vocab()
+    try:
+        seen = decide(model, tokenizer, found.ids if same else text)
+    except InputError as error:
+        raise type(error)(f"the second model {name} cannot be asked: {error}") from None
+    return Peer(name, _asked(seen, found) if same else seen, same_tokenizer=same)
 
 
 def products(found: Decision) -> float:

@@ -41,6 +41,8 @@ class Given:
     Attributes:
         prompt: the text as the user gave it; `chat` says whether it went through the template.
         reference_ids: ordinary text, English and Russian.
+        ending: what stands right before the decision, as text: the prompt and the answer so far; in a chat the answer alone,
+            where it has begun.
         subject: the model's name, as the user gave it.
         corpus: text of a reference corpus, or None.
         peers: other models before the same text.
@@ -53,6 +55,7 @@ class Given:
 
     prompt: str
     reference_ids: list[int]
+    ending: str = ""
     subject: str = "this model"
     chat: bool = False
     corpus: str | None = None

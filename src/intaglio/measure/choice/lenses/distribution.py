@@ -33,22 +33,22 @@ def measure(found: Decision, given: Given) -> Measured:
     }  # fmt: skip
     tables = {"candidates": candidates}
     if given.corpus is not None:
-        tables["company"] = company(given.prompt, given.corpus)
+        tables["company"] = company(given.ending or given.prompt, given.corpus)
     return Measured(numbers, tables)
 
 
-def company(prompt: str, corpus: str) -> list[dict[str, Any]]:
-    """For ever longer endings of the prompt, in words: how often each stands in the corpus before a word, and which."""
+def company(ending: str, corpus: str) -> list[dict[str, Any]]:
+    """For ever longer endings of the text, in words: how often each stands in the corpus before a word, and which."""
     numbered: dict[str, int] = {}
     text = Suffixes(
         np.fromiter((numbered.setdefault(w[0], len(numbered)) for w in WORD.finditer(corpus)), np.int64), CONTEXTS
     )
-    words, said, rows = list(numbered), list(WORD.finditer(prompt)), []
+    words, said, rows = list(numbered), list(WORD.finditer(ending)), []
     for length in range(1, min(CONTEXTS, len(said)) + 1):
         after = text.following([numbered.get(w[0], -1) for w in said[-length:]])
         following = Counter(words[i].lower() for i in text.ids[after].tolist() if words[i][0].isalnum())
         rows.append({
-            "ending": " ".join(prompt[said[-length].start() :].split()), "times": following.total(),
+            "ending": " ".join(ending[said[-length].start() :].split()), "times": following.total(),
             "followed_by": [{"word": w, "times": n} for w, n in following.most_common(5)],
         })  # fmt: skip
     return rows
