@@ -23,7 +23,7 @@ from intaglio.measure.choice.lenses.context import sentences_of
 from intaglio.measure.choice.pieces import SENTENCE, Piece
 from intaglio.measure.choice.variants import run_variants
 
-POINTS = 10  # places along the steps at which the answer is asked for
+POINTS = 32  # places along the steps at which the answer is asked for: after every token, where they have fewer
 CHANGED = 6  # steps changed one by one, the last ones
 SAMPLES, LENGTH = 16, 5  # continuations drawn, tokens of each
 WAYS = ("drop", "corrupt", "reword")

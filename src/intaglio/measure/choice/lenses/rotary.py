@@ -53,6 +53,11 @@ def measure(found: Decision, given: Given) -> Measured:
             {"address": f"L{i}.attn.H{h}", "correlation": profiles[i, h].correlation, **row}
             for i, h in strongest for row in profiles[i, h].rows()
         ],
+        "heads": [
+            {"address": f"L{i}.attn.H{h}", "correlation": p.correlation, "near_measured": p.near(p.measured),
+             "near_alone": p.near(p.alone)}
+            for (i, h), p in profiles.items()
+        ],
     }  # fmt: skip
     return Measured(numbers, tables)
 
@@ -79,6 +84,10 @@ class _Profile:
         self.alone = self.expected.softmax(0)
         self.measured = weights_T[keys] / weights_T[keys].sum().clamp_min(1e-30)
         self.correlation = _correlation(self.expected, real)
+
+    def near(self, shares: Tensor) -> float:
+        """The share of the nearest tokens."""
+        return float(shares[[d < NEAR for d in self.distances]].sum())
 
     def rows(self) -> list[dict[str, Any]]:
         columns = zip(self.distances, self.expected.tolist(), self.alone.tolist(), self.measured.tolist())
@@ -111,8 +120,7 @@ def _sums(profiles: dict[tuple[int, int], _Profile]) -> dict[str, Any]:
     best = max(known, key=known.get) if known else None
 
     def nearest(name: str) -> float:
-        shares = [float(getattr(p, name)[[d < NEAR for d in p.distances]].sum()) for p in profiles.values()]
-        return sum(shares) / len(shares)
+        return sum(p.near(getattr(p, name)) for p in profiles.values()) / len(profiles)
 
     return {
         "median_correlation": float(torch.tensor(list(known.values())).median()) if known else None,
