@@ -158,6 +158,22 @@ def test_rotary_tells_of_every_head_how_far_it_follows_distance():
     assert max(r["correlation"] for r in heads) == pytest.approx(found.numbers["best_correlation"])
 
 
+def test_a_metric_without_a_gradient_leaves_out_the_estimates(monkeypatch):
+    def place(logits):
+        return (logits > logits[:, :1]).sum(-1)
+
+    one = family("llama"), word_tokenizer()
+    trace = choice.why(one, TEXT, metric=place, lenses=[])
+    effects = trace.rows["effects"]
+    assert len(effects) == 15 and all(r["estimate_logits"] is None for r in effects)
+    assert "place" in trace.to_html()
+    monkeypatch.setattr(choice, "ALL_PRODUCTS", 0)
+    with pytest.raises(InputError, match="the metric has no gradient"):
+        choice.why(one, TEXT, metric=place, lenses=[])
+    with pytest.raises(InputError, match="no finite number"):
+        choice.why(one, TEXT, metric=lambda logits: logits[:, 0] * float("nan"), lenses=[])
+
+
 def test_a_lens_named_twice_runs_once():
     trace = choice.why((family("llama"), word_tokenizer()), TEXT, lenses=["votes", "heads", "votes"], effects=False)
     assert list(trace.lenses) == ["heads", "votes"]

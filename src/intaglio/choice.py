@@ -71,7 +71,7 @@ def why(
         first_piece: where `target` or `against` is several tokens, take the first.
         seed: of everything that is drawn.
         metric: (B, V) logits to (B,) numbers: effects are then shown, ranked and screened by its fall, and booked in
-            logits beside it. Its `__name__` stands on the page.
+            logits beside it. Its `__name__` stands on the page. One without a gradient (a rank) leaves out the estimates.
         progress: told (what, done, total) while parts are replaced.
 
     Raises:
@@ -189,7 +189,15 @@ def _value(metric: Callable[[torch.Tensor], torch.Tensor], found: Decision) -> f
     if not isinstance(given, torch.Tensor) or given.shape != (2,):
         got = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
         raise InputError("the metric must give one number for each row of logits", got=got, expected="shape (B,) for (B, V)")
+    if not bool(given.isfinite().all()):
+        raise InputError("the metric gives no finite number for the unchanged run", got=float(given[0]))
     return float(given[0])
+
+
+def _has_gradient(metric: Callable[[torch.Tensor], torch.Tensor], found: Decision) -> bool:
+    """Whether the metric can be followed back to the logits; a rank or a comparison cannot."""
+    with torch.enable_grad():
+        return bool(metric(found.logits_V[None].detach().clone().requires_grad_()).requires_grad)
 
 
 def _several(versus: Any) -> list[Any]:
@@ -229,10 +237,18 @@ def products(found: Decision) -> float:
 def _measure(
     found: Decision, changes: list[Change], ablation: str, trace: Trace, metric: Callable | None, progress: Callable | None
 ) -> Effects:
-    """Run all parts, or on a large model those that a first-order screen picks; the trace says which."""
-    estimates = estimate_effects(found.anatomy, found.ids_BT, metric or found.question.of, changes)
-    picked = list(range(len(changes)))
+    """Run all parts, or on a large model those that a first-order screen picks; the trace says which.
+
+    Raises:
+        InputError: a screen is needed, and the metric has no gradient.
+    """
+    estimates, picked = None, list(range(len(changes)))
+    if metric is None or _has_gradient(metric, found):
+        estimates = estimate_effects(found.anatomy, found.ids_BT, metric or found.question.of, changes)
     if products(found) > ALL_PRODUCTS:
+        if estimates is None:
+            raise InputError("the metric has no gradient, by which parts of a model of this size are picked",
+                             expected="a metric that torch can differentiate")  # fmt: skip
         picked = sorted(estimates.abs().argsort(descending=True)[:SCREENED].tolist())
     done = 0
 
@@ -245,6 +261,7 @@ def _measure(
     some = [changes[i] for i in picked]
     effects = measure_effects(found.anatomy, found.base, found.question, some, metric=metric, progress=tell)
     trace.about.setdefault("replaced", {})[ablation] = {"parts": len(changes), "run": len(picked)}
-    trace.rows.setdefault("effects", []).extend(rows.effect_rows(effects, ablation, estimates[picked]))
+    estimated = None if estimates is None else estimates[picked]
+    trace.rows.setdefault("effects", []).extend(rows.effect_rows(effects, ablation, estimated))
     trace.rows.setdefault("effect_terms", []).extend(rows.term_rows(effects, ablation))
     return effects
