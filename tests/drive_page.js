@@ -1,6 +1,7 @@
 // Drives a page as a reader would and leaves what it saw in the title (see test_pages.py).
 addEventListener("load", () => setTimeout(() => {
   const $ = q => document.querySelector(q), all = q => [...document.querySelectorAll(q)], seen = {};
+  seen.sides = all("[data-side]:not([hidden])").map(e => e.dataset.side);
   seen.width = document.documentElement.scrollWidth - innerWidth;
 
   const outside = (r, b) => r.left < b.left - 1 || r.right > b.right + 1 || r.top < b.top - 1 || r.bottom > b.bottom + 1;

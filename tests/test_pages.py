@@ -35,7 +35,7 @@ def pages(findings) -> dict[str, str]:
     }
 
 
-def visit(page: str, folder: Path, width: int) -> dict:
+def visit(page: str, folder: Path, width: int, place: str = "") -> dict:
     """Open a page in headless Chromium, drive it, return what it saw."""
     path = folder / "page.html"
     path.write_text(
@@ -52,7 +52,7 @@ def visit(page: str, folder: Path, width: int) -> dict:
         f"--window-size={width},1200",
         "--virtual-time-budget=4000",
         "--dump-dom",
-        path.as_uri(),
+        path.as_uri() + place,
     ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     found = re.search(r"<title>SEEN(.*?)</title>", dom, re.S)
@@ -172,3 +172,11 @@ def test_every_section_of_a_real_decision_stands_in_a_browser(real_decision, lan
     assert seen["faults"] == [] and seen["opened"] == 18 and seen["sampled"]
     assert seen["width"] <= 0 and seen["open_width"] <= 0 and seen["clipped"] == [] and seen["open_clipped"] == []
     assert seen["parts"]["closed"] and len(seen["parts"]["columns"]) == 2
+
+
+@pytest.mark.parametrize(("place", "shown"), [
+    ("", "01"), ("#side=2", "02"), ("#side=7", "03"), ("#side=x&part=y", "01"), ("#left=-1&side=-5", "01"), ("#left=2&side=1", "12"),
+])  # fmt: skip
+def test_a_link_to_a_side_that_is_not_there_shows_one_that_is(decisions, tmp_path, place, shown):
+    seen = visit(decisions["long-en"], tmp_path, 1440, place)
+    assert seen["faults"] == [] and set(seen["sides"]) == set(shown)

@@ -68,7 +68,7 @@
   };
   const kind = p => p.neuron ? "neuron" : p.mlp ? "mlp" : p.head ? "head" : "layer";
 
-  const chosen = () => sides.length > 1 ? ["left", "side"].map((name, i) => sides[Math.min(sides.length - 1, Number(state.get(name) || i))]) : sides;
+  const chosen = () => sides.length > 1 ? ["left", "side"].map((name, i) => sides[Math.min(sides.length - 1, Number(state.get(name) || i))] || sides[i]) : sides;
   let card = null, wrap = null;
   const close = () => { if (wrap) wrap.remove(); wrap = card = null; state.delete("part"); keep(); document.querySelectorAll(".chosenpart").forEach(e => e.classList.remove("chosenpart")); };
   const open = (address, near, source) => {

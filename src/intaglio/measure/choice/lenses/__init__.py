@@ -116,7 +116,7 @@ def tokens_run(length: int, layers: int, names: Sequence[str] | None = None) -> 
     found = {
         "embedding": 36, "heads": length, "context": 1.2 * min(length, 100) * length, "position": 18 * length, "neurons": 256,
         "rotary": 13 * length, "sampling": 200 + 2 * length, "architecture": (layers / 2 + 15) * length,
-        "tokenization": 600 + 1.5 * length, "reasoning": 12 * length,
+        "tokenization": 600 + 1.5 * length, "reasoning": 17 * length,
     }  # fmt: skip
     return {name: count for name, count in found.items() if names is None or name in names}
 
