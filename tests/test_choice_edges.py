@@ -174,6 +174,22 @@ def test_a_metric_without_a_gradient_leaves_out_the_estimates(monkeypatch):
         choice.why(one, TEXT, metric=lambda logits: logits[:, 0] * float("nan"), lenses=[])
 
 
+def test_the_four_metrics_by_role_are_means_over_their_tokens(tiny):
+    text = "The cat sat. Name the dog? Write a word. The dog ran. So the"
+    seen = choice.why(load_subject(tiny), text, lenses=["context"], effects=False)
+    tables = {name: rows.to_pylist() for name, rows in seen.lens("context").tables.items()}
+    by_role = {r["role"]: r for r in tables["roles"]}
+    assert set(by_role) == {"statement", "question", "instruction"}
+    assert "The four metrics by role" in seen.to_html() and "Четыре меры по ролям" in seen.to_html(lang="ru")
+    known = {r["position"]: r for r in tables["tokens"]}
+    for role, row in by_role.items():
+        spans = [r for r in tables["sentences"] if r["role"] == role and not r["holds_end"]]
+        inside = [known[i] for r in spans for i in range(r["begin"], r["end"])]
+        assert row["looked_at"] == len(inside) == row["tokens"]
+        for name in ("grad_norm", "grad_times_input", "influence_logits", "loss_nats", "delta_last"):
+            assert row[f"mean_{name}"] == pytest.approx(sum(r[name] for r in inside) / len(inside))
+
+
 def test_a_lens_named_twice_runs_once():
     trace = choice.why((family("llama"), word_tokenizer()), TEXT, lenses=["votes", "heads", "votes"], effects=False)
     assert list(trace.lenses) == ["heads", "votes"]

@@ -175,7 +175,8 @@ def test_every_section_of_a_real_decision_stands_in_a_browser(real_decision, lan
 
 
 @pytest.mark.parametrize(("place", "shown"), [
-    ("", "01"), ("#side=2", "02"), ("#side=7", "03"), ("#side=x&part=y", "01"), ("#left=-1&side=-5", "01"), ("#left=2&side=1", "12"),
+    ("", "01"), ("#side=2", "02"), ("#side=7", "03"), ("#side=x&part=y", "01"),
+    ("#left=-1&side=-5", "01"), ("#left=2&side=1", "12"),
 ])  # fmt: skip
 def test_a_link_to_a_side_that_is_not_there_shows_one_that_is(decisions, tmp_path, place, shown):
     seen = visit(decisions["long-en"], tmp_path, 1440, place)

@@ -23,6 +23,7 @@ from intaglio.model.modes import evaluating
 MOST = 100  # tokens looked at, the last ones
 DEPTHS = 12  # layers shown
 NEEDLE = range(3, 9)  # numbers of sentences for which moving one is cheap
+BY_ROLE = ("grad_norm", "grad_times_input", "influence_logits", "loss_nats", "delta_last")  # metrics of tokens told by role
 FURTHEST = (1, 2, 4, 8, 16, 32, 64)  # upper ends of the distances told apart
 
 
@@ -60,7 +61,7 @@ def measure(found: Decision, given: Given) -> Measured:
         },
         {
             "tokens": tokens, "layers": _layers(delta_NL), "distances": distances(tokens, length), "sentences": left_out,
-            "roles": _roles(left_out), "needle": needle(found, pieces, left_out, now),
+            "roles": _roles(left_out, tokens), "needle": needle(found, pieces, left_out, now),
         },
     )  # fmt: skip
 
@@ -170,15 +171,21 @@ def without(found: Decision, pieces: list[Piece], tokens: list[dict[str, Any]], 
     ]  # fmt: skip
 
 
-def _roles(left_out: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _roles(left_out: list[dict[str, Any]], tokens: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sentences by role: the effect of leaving each out, and every metric's mean over those of their tokens looked at."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in (r for r in left_out if not r["holds_end"]):
         found.setdefault(row["role"], []).append(row)
-    return [
-        {"role": role, "sentences": len(rows), "tokens": sum(r["end"] - r["begin"] for r in rows),
-         "influence_logits": sum(r["influence_logits"] for r in rows)}
-        for role, rows in found.items()
-    ]  # fmt: skip
+    known = {r["position"]: r for r in tokens}
+    by_role = []
+    for role, rows in found.items():
+        inside = [known[i] for r in rows for i in range(r["begin"], r["end"]) if i in known]
+        means = {f"mean_{name}": sum(r[name] for r in inside) / len(inside) if inside else None for name in BY_ROLE}
+        by_role.append({
+            "role": role, "sentences": len(rows), "tokens": sum(r["end"] - r["begin"] for r in rows), "looked_at": len(inside),
+            "influence_logits": sum(r["influence_logits"] for r in rows), **means,
+        })  # fmt: skip
+    return by_role
 
 
 def needle(found: Decision, pieces: list[Piece], left_out: list[dict[str, Any]], now: float) -> list[dict[str, Any]]:

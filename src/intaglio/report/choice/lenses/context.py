@@ -41,7 +41,7 @@ def show(t: Words, lens: dict[str, Any], trace: TraceData) -> list[Block]:
             Bar(t(f"context.role.{r['role']}"), r["influence_logits"], n.signed(r["influence_logits"]), strong=True)
             for r in tables["roles"]
         ]
-        blocks.append(Figure("roles", bars(drawn)))
+        blocks += [Figure("roles", bars(drawn)), _by_role(t, tables["roles"])]
     near = [
         Bar(_range(t, r), r["share"], n.percent(r["share"]), strong=True,
             tip=str(t("context.distance_tip", tokens=n.whole(r["tokens"]), mean=n(r["mean_logits"]))))
@@ -69,6 +69,17 @@ def _scheme(t: Words, lens: dict[str, Any], about: dict[str, Any]) -> Figure:
     moved = [("needle", sizes(t, len(tables["needle"])))] if tables["needle"] else []
     rows += [[("sentences", sizes(t, len(tables["sentences"]))), *moved]] if tables["sentences"] else []
     return scheme(t, "context", [("text", sizes(t, tokens)), Lanes(rows)])
+
+
+def _by_role(t: Words, rows: list[dict[str, Any]]) -> Rows:
+    """The metrics of single tokens, mean by role."""
+    n, names = t.numbers, ("role", "tokens", "grad", "times", "influence", "loss", "moved")
+    shown = [
+        (t(f"context.role.{r['role']}"), n.whole(r["looked_at"]), n(r["mean_grad_norm"]), n.signed(r["mean_grad_times_input"]),
+         n.signed(r["mean_influence_logits"]), n.signed(r["mean_loss_nats"]), n.percent(r["mean_delta_last"]))
+        for r in rows if r["looked_at"]
+    ]  # fmt: skip
+    return Rows("role_metrics", names, shown, frozenset(names) - {"role"})
 
 
 def _range(t: Words, row: dict[str, Any]) -> str:
