@@ -100,7 +100,7 @@ def wanted(subject, trace: Trace) -> dict[str, list[str]]:
                    x(2, LAYERS + 1), x(2, PARTS)],
         "instruction": [x(TOKENS), x(len(OTHER) + 1), x(LAYERS, HEADS, SIZE), x(2, VOCABULARY), x(2, LAYERS + 1, VOCABULARY),
                         x(2, PARTS)],
-        "reasoning": [x(TOKENS), "2", x(len("The key is in a. The key is in b.")), x(10, VOCABULARY), x(changed, VOCABULARY),
+        "reasoning": [x(TOKENS), "2", x(len("The key is in a. The key is in b.")), x(32, VOCABULARY), x(changed, VOCABULARY),
                       x(2, 16, 5), x(len(tables["reasoning"]["words"]))],
         "corpus": [x(TOKENS), x(ending, times[0]), x(VOCABULARY), x(len(CORPUS)), x(in_corpus, times[1]), x(VOCABULARY),
                    x(LAYERS, HEADS, Counter(PROMPT)["a"])],
