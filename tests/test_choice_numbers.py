@@ -66,13 +66,13 @@ def test_the_three_sentences(trace, text, parts):
 
 
 def test_parts_that_do_more_than_they_say_are_counted(trace, parts):
-    """A tiny model's effects are too small to count, so all logits are made sixty times as large."""
-    loud = {name: [{k: 60 * v if k.endswith("_logits") and v is not None else v for k, v in row.items()} for row in rows]
-            for name, rows in trace.rows.items()}  # fmt: skip
+    """A tiny model's effects are too small to count, so all logits are made larger, and effects more than votes."""
+    loud = {name: [{k: v if v is None or not k.endswith("_logits") else 120 * v if k == "effect_logits" else 60 * v
+                    for k, v in row.items()} for row in rows] for name, rows in trace.rows.items()}  # fmt: skip
     text = re.sub(r"\s+", " ", Reader(replace(trace, rows=loud).to_html()).text)
-    wanted = sum(abs(60 * r["effect_logits"]) > 2 * abs(60 * parts[r["address"]]) + 0.1 for r in trace.rows["effects"])
+    wanted = sum(abs(120 * r["effect_logits"]) > 2 * abs(60 * parts[r["address"]]) + 0.1 for r in trace.rows["effects"])
     assert printed(text, "parts that do more than twice what their own vote says, and by over 0.1 logits: #")[0] == wanted > 0
-    assert wanted < sum(abs(60 * r["effect_logits"]) > abs(60 * parts[r["address"]]) + 0.1 for r in trace.rows["effects"])
+    assert wanted < sum(abs(120 * r["effect_logits"]) > abs(60 * parts[r["address"]]) + 0.1 for r in trace.rows["effects"])
 
 
 def test_surprise_and_attention_are_the_models_own(trace):
