@@ -232,3 +232,23 @@ def test_a_set_of_prompts_behind_a_byte_order_mark(folder, intaglio, tmp_path):
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "the cat"}\n')
     intaglio("why", folder, "--prompts", path, "--no-effects", "--json", tmp_path / "found.json")
     assert json.loads((tmp_path / "found.json").read_text())["prompts"] == [{"prompt": "the cat"}]
+
+
+def test_an_empty_corpus_is_refused():
+    with pytest.raises(InputError, match="corpus is empty"):
+        choice.why((family("llama"), word_tokenizer()), TEXT, corpus=" \n", effects=False)
+
+
+def test_a_second_model_without_the_tokens_asked_about_is_refused():
+    small = family("llama")
+    small.resize_token_embeddings(40)
+    asked = next(i for i in range(len(word_tokenizer()) - 1, 0, -1) if i >= 40)
+    beginning = [i for i in ids_of(TEXT) if i < 40]
+    with pytest.raises(InputError, match="no such token"):
+        choice.why((family("llama"), word_tokenizer()), beginning, target=asked, versus=(small, word_tokenizer()), effects=False)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text"])
+def test_models_in_double_precision_are_taken_apart(name):
+    trace = choice.why((family(name).double(), word_tokenizer()), TEXT, lenses=["votes", "trajectory"])
+    assert trace.about["closure_logits"] < 1e-5

@@ -81,6 +81,8 @@ def why(
     check_names(lenses)
     if not 0 <= seed < SEEDS:
         raise InputError("no such seed", got=seed, expected="0 to 2**63 - 1")
+    if corpus is not None and not corpus.strip():
+        raise InputError("the corpus is empty", expected="some text")
     model, tokenizer, name = _loaded(subject)
     start = time.perf_counter()
     reader = None if tuned is None else load_lens(Path(tuned), prove(model))
@@ -152,7 +154,15 @@ def _second_prompt(found: Decision, prompt: str, chat: bool, at: int) -> Decisio
 
 
 def _asked(second: Decision, found: Decision) -> Decision:
-    """Another decision, asked the first one's question."""
+    """Another decision, asked the first one's question.
+
+    Raises:
+        InputError: its model has no such tokens.
+    """
+    rows = second.anatomy.unembed.weight.shape[0]
+    for token in (found.target, found.against):
+        if token is not None and token >= rows:
+            raise InputError("the second model has no such token", got=token, expected=f"below {rows}")
     second.target, second.against = found.target, found.against
     return second
 

@@ -214,14 +214,14 @@ def fingerprint(anatomy: Anatomy) -> str:
 
 def save_lens(lens: TunedLens, anatomy: Anatomy, path: Path) -> None:
     """Write the maps and what is known of them as safetensors; whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from intaglio.store.parts import write_atomic
 
     about = {"logit_kl_nats": lens.logit_kl_nats, "tuned_kl_nats": lens.tuned_kl_nats, "tokens": lens.tokens, "steps": lens.steps}
     metadata = {"format": FORMAT, "model": fingerprint(anatomy), "about": json.dumps(about)}
     tensors = {"weight": lens.weight_LDD.cpu(), "bias": lens.bias_LD.cpu()}
-    write_atomic(path, lambda aside: save_file(tensors, aside, metadata))
+    write_atomic(path, lambda aside: aside.write_bytes(save(tensors, metadata)))
 
 
 def load_lens(path: Path, anatomy: Anatomy) -> TunedLens:
