@@ -79,8 +79,12 @@ def _autograd2(layout: Layout, scaling: Scaling) -> float | None:
     plain = {id(w.param): w.param for w in layout.weights if not w.kind.startswith("lora")}
     if scaling.foreign & plain.keys():
         return None
-    grads = ((p.grad, scaling.scales.get(key, 1.0) or 1.0) for key, p in plain.items() if p.grad is not None)
-    return sum((float(grad.detach().float().norm().double().square()) / scale**2 for grad, scale in grads), 0.0)
+    grads = {key: p.grad.detach().float() for key, p in plain.items() if p.grad is not None}
+    if not grads:
+        return 0.0
+    norms = torch.stack(torch._foreach_norm(list(grads.values()))).double()
+    scales = torch.tensor([scaling.scales.get(key, 1.0) or 1.0 for key in grads], dtype=torch.float64, device=norms.device)
+    return float((norms / scales).square().sum())
 
 
 def _products2(layout: Layout, records: list[Record], ranks: Ranks) -> float:

@@ -190,7 +190,7 @@ def project(records: list[Record], directions: Directions, *, by_part: bool = Tr
         tokens = torch.zeros(record.write2_BT.shape, dtype=torch.float64, device=record.write2_BT.device)
         for factor in record.factors:
             for weight, units in _units_of(factor, directions):
-                tokens[:, factor.offset : factor.offset + units.shape[1]] += units.sum(-1)
+                tokens[:, factor.offset : factor.offset + units.shape[1]].add_(units.sum(-1))
                 if by_part:
                     _book(record, weight, units, factor.offset, parts)
         found.append((parts, tokens))
@@ -271,7 +271,7 @@ def gradient_match(
         norm(sum h_i - G) / norm(G).
     """
     difference2 = length2 = 0.0
-    done, adapters = set(), []
+    done, adapters, columns, sketches = set(), [], [], []
     for site in layout.sites:
         if site.kind == "lora":
             missing, found = _lora_match(site, records, projections, scales, ranks.world)
@@ -284,9 +284,12 @@ def gradient_match(
             done.add(id(weight.param))
             scale = scales.get(id(weight.param), 1.0) or 1.0
             grad = weight.param.grad.detach().float()
-            theirs = (_sketch_of(grad, weight, projections) / scale).double()
-            difference2 += float((ours_S[projections.columns(weight)] - theirs).square().sum())
-            length2 += float(theirs.square().sum())
+            sketches.append(_sketch_of(grad, weight, projections) / scale)
+            columns.append(ours_S[projections.columns(weight)])
+    if sketches:
+        theirs = torch.cat(sketches).double()
+        difference2 += float((torch.cat(columns) - theirs).square().sum())
+        length2 += float(theirs.square().sum())
     if adapters:
         difference2 += float(ranks.sum(torch.cat(adapters)).square().sum())
     return (difference2 / length2) ** 0.5 if length2 else math.nan

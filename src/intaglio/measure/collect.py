@@ -272,7 +272,7 @@ class Collector:
         weight.add_units(record.push2_NA[block.slots], units)
         if site.kind == "lora":
             record.summed.setdefault(site.index, SumSketch()).exact += units.sum(dtype=torch.float64)
-        record.write2_BT[block.rows, span.start + offset : span.stop + offset] += lengths
+        record.write2_BT[block.rows, span.start + offset : span.stop + offset].add_(lengths)
 
     def _gram_of(self, a: Tensor, block: int) -> writes.Gram:
         key = (a.data_ptr(), a.shape, block)
@@ -293,8 +293,8 @@ class Collector:
     def _sketch_matrix(self, record: Record, weight: Weight, a_BKT: Tensor, b_BKT: Tensor, offset: int) -> None:
         columns = self.projections.columns(weight)
         for _, block, span in _spans(record.caught, offset):
-            sketch = b_BKT[block.rows, :, span] @ a_BKT[block.rows, :, span].mT
-            record.sketch_NS[block.slots, columns] += sketch.flatten(1)
+            sketch = torch.bmm(b_BKT[block.rows, :, span], a_BKT[block.rows, :, span].mT)
+            record.sketch_NS[block.slots, columns].add_(sketch.flatten(1))
 
     def _sketch_sum(self, record: Record, site: Site, a: Tensor, b: Tensor, offset: int) -> None:
         signs = writes.fresh_projection(a.shape[-1], SUM_SIDE, (self.projections.seed, self.step, site.index), a.device)
@@ -310,9 +310,9 @@ class Collector:
         for _, block, span in _spans(record.caught, offset):
             total = g_BTD[block.rows, span].sum(1)
             weight.add_units(record.push2_NA[block.slots], total.square().sum(-1, keepdim=True))
-            record.sketch_NS[block.slots, columns] += total @ signs
+            record.sketch_NS[block.slots, columns].add_(total @ signs)
         where = slice(offset, offset + g_BTD.shape[1])
-        record.write2_BT[:, where] += torch.linalg.vector_norm(g_BTD, dim=-1).square_()
+        record.write2_BT[:, where].add_(torch.linalg.vector_norm(g_BTD, dim=-1).square_())
 
     def _norm(self, record: Record, site: Site, x: Tensor, b: Tensor) -> None:
         self._prove_norm(site, x)
@@ -386,7 +386,7 @@ class Collector:
             cross = writes.tied_cross_terms(
                 ids[block.rows, inside], lookup_b[block.rows, inside], a[block.rows, span], head_b[block.rows, span]
             )
-            record.extra2_N[block.slots] += 2 * cross.double()
+            record.extra2_N[block.slots].add_(2 * cross.double())
 
 
 _STATISTICS = ("surprise", "entropy", "omega", "reach", "misfit")

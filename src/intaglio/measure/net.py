@@ -32,8 +32,11 @@ class NetDistance:
     def measure(self) -> float:
         """norm(theta_now - theta_start), parameter length."""
         total = 0.0
-        for p, start in zip(self.plain, self.start):
-            total += float((self._sample(p).float() - start.float()).norm().double() ** 2) * p.numel() / start.numel()
+        if self.plain:
+            moved = torch._foreach_sub([self._sample(p).float() for p in self.plain], [s.float() for s in self.start])
+            shares = [p.numel() / start.numel() for p, start in zip(self.plain, self.start)]
+            norms = torch.stack(torch._foreach_norm(moved)).double()
+            total = float((norms.square() * norms.new_tensor(shares)).sum())
         for site, (a0, b0) in zip(self.lora, self.start_lora):
             a1, b1 = site.weight.param.detach().double(), site.lora_b.param.detach().double()
             left = torch.cat([b1 - b0.double(), b0.double()], dim=1)

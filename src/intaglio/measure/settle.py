@@ -136,7 +136,7 @@ def settle_parameter(
         piece = [t[numbers] for t in tensors]
         share = share or _rounding_share(piece[0], piece[1], ulp, p.numel())
         d = denominator(rule, second, numbers)
-        sums_5U[:, units] += _piece(rule, *piece, d, ulp, share, units.stop - units.start, columns)
+        sums_5U[:, units].add_(_piece(rule, *piece, d, ulp, share, units.stop - units.start, columns))
     factors = sums_5U.new_tensor([1.0, 1.0, rule.carry, rule.decay, 1.0])[:, None]
     zero = torch.zeros(weight.n_units, dtype=torch.float64, device=p.device)
     return ParamBooks(rule, scale, *(sums_5U * factors).unbind(0), zero, snapshot.momentum[key])
@@ -316,17 +316,20 @@ class ClipScale:
     def read(self) -> Scaling:
         """What happened to the gradients since they were accumulated."""
         scales, foreign, unknown = {}, set(), []
-        for p in self.params:
-            then = self.then.get(id(p))
-            if then is None or p.grad is None:
-                continue
-            now, then = self._sample(p.grad).double(), then.double()
-            power = float(then @ then)
+        seen = [p for p in self.params if id(p) in self.then and p.grad is not None]
+        if not seen:
+            return Scaling({}, set(), 1.0)
+        then_PS, now_PS = (
+            torch.nn.utils.rnn.pad_sequence(samples, batch_first=True).double()
+            for samples in ([self.then[id(p)] for p in seen], [self._sample(p.grad) for p in seen])
+        )
+        power_P = then_PS.square().sum(1)
+        scale_P = (now_PS * then_PS).sum(1) / power_P
+        spread_P = (now_PS - scale_P[:, None] * then_PS).norm(dim=1) / now_PS.norm(dim=1).clamp_min(1e-300)
+        for p, power, scale, spread in zip(seen, power_P.tolist(), scale_P.tolist(), spread_P.tolist()):
             if power == 0:
                 unknown.append(id(p))
                 continue
-            scale = float(now @ then) / power
-            spread = float((now - scale * then).norm()) / max(float(now.norm()), 1e-300)
             scales[id(p)] = scale
             tolerance = FOREIGN if p.grad.dtype == torch.float32 else 1e-2
             if spread > tolerance:

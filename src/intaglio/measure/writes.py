@@ -164,7 +164,7 @@ def token_dots(
 
 
 def logit_statistics(
-    logits_NV: Float[Tensor, "N V"], grad_NV: Float[Tensor, "N V"], target_N: Int[Tensor, N], *, chunk: int = 1 << 18
+    logits_NV: Float[Tensor, "N V"], grad_NV: Float[Tensor, "N V"], target_N: Int[Tensor, N], *, chunk: int = 1 << 20
 ) -> dict[str, Float[Tensor, N]]:
     """Surprise and entropy of each prediction, and the weight that the loss gave it.
 
