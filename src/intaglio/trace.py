@@ -6,6 +6,7 @@ Pure: no torch, no files beyond those a method is asked to write.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,3 +68,12 @@ class TraceData:
         if path is not None:
             Path(path).write_text(text + "\n", encoding="utf-8")
         return text
+
+
+def by_order(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of each order, the row without any head at the end of all."""
+    lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        lines[row["order"]].append(row)
+    everything = lines.pop("all")
+    return {name: own + everything for name, own in ({"weak": [], "strong": []} | lines).items()}

@@ -158,11 +158,12 @@ def _piece(
     m = momentum.float()  # itself where it is fp32
 
     def dots(x: Tensor, y: Tensor) -> Tensor:
+        product = x * y  # `sum` adds in pairs: a plain dot of many alike small numbers is off by 1e-5
         if columns:
-            return (x * y).view(-1, n_units, columns // n_units).sum((0, 2))
-        return torch.dot(x, y) if n_units == 1 else torch.linalg.vecdot(x.view(n_units, -1), y.view(n_units, -1))
+            return product.view(-1, n_units, columns // n_units).sum((0, 2))
+        return product.view(n_units, -1).sum(1)
 
-    nothing = update.new_zeros(()).expand(n_units) if n_units > 1 else update.new_zeros(())
+    nothing = update.new_zeros(()).expand(n_units)
     squared, weights = dots(update, update), dots(before, before)
     if d is not None and rule.carry:
         m.div_(d)
@@ -172,9 +173,7 @@ def _piece(
     if m is not momentum:
         momentum.copy_(m)
     decay = dots(before, m if rule.decay_over_denominator else update) if rule.decay else nothing
-    if n_units > 1:
-        rounding = (rounding / n_units).expand(n_units)
-    return torch.stack([squared, weights, carry, decay, rounding]).view(5, n_units)
+    return torch.stack([squared, weights, carry, decay, (rounding / n_units).expand(n_units)])
 
 
 def _rounding_share(after: Tensor, before: Tensor, ulp: float, size: int) -> int:
@@ -202,10 +201,9 @@ def _rounding(
     """
     stands_for = 1.0
     if update.numel() > SMALL_PIECE and share > 1:
-        some = -(-len(update) // share)
-        stands_for = len(update) / some
-        update, before, carried, grad = update[:some], before[:some], carried[:some], grad[:some]
-        d = d if d is None else d[:some]
+        numbers = len(update)
+        update, before, carried, grad, d = (t if t is None else t[::share] for t in (update, before, carried, grad, d))
+        stands_for = numbers / len(update)
     asked = grad.float() * rule.data
     if rule.decay and rule.decay_over_denominator:
         asked.add_(before, alpha=rule.decay)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 from intaglio.sentences import Sentence, measured, part, pct, plain, signed, tok, unknown, whole
+from intaglio.trace import by_order
 
 Row = dict[str, Any]
 
@@ -17,15 +17,6 @@ def find(lens: dict[str, Any], about: dict[str, Any]) -> list[Sentence]:
         _groups(n, lines), *_random(n, lines), _together(n, lines["strong"]), _skipped(n, tables["layers"]),
         _exit(n, tables["layers"]), *_narrow(n, tables), _models(n, tables["models"]),
     ]  # fmt: skip
-
-
-def by_order(rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows of each order, the row without any head at the end of all."""
-    lines: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        lines[row["order"]].append(row)
-    everything = lines.pop("all")
-    return {name: own + everything for name, own in ({"weak": [], "strong": []} | lines).items()}
 
 
 def broken_at(rows: list[Row]) -> int | None:

@@ -8,13 +8,12 @@ from typing import Any
 import altair as alt
 from markupsafe import Markup
 
-from intaglio.analyse.choice.architecture import by_order
 from intaglio.report.charts.base import WIDTH, axis, colour, data, svg
 from intaglio.report.choice.blocks import Block, Figure, Rows
 from intaglio.report.choice.lines import Line, Panel, panels
 from intaglio.report.choice.scheme import scheme, sizes
 from intaglio.report.choice.words import Words, token, visible
-from intaglio.trace import TraceData
+from intaglio.trace import TraceData, by_order
 
 INKS = {"weak": ("accent", (1, 0)), "strong": ("against", (1, 0)), "random": ("soft", (5, 3)), "kept": ("accent", (1, 0))}
 SHOWN = 24
