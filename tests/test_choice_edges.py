@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -52,6 +53,8 @@ def test_every_lens_measures_or_skips_and_leaves_nothing_behind(name):
     before = seen_of(model)
     trace = choice.why((model, word_tokenizer()), TEXT, corpus=TEXT * 2, versus_prompt="the bank.")
     after = seen_of(model)
+    if "beartype" in sys.modules:
+        before.pop("python")  # it draws which items of a list it checks
     for what, was in before.items():
         assert after[what] == was, what
     assert list(trace.lenses) == list(LENSES) and trace.about["closes"]

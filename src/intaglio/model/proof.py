@@ -7,7 +7,7 @@ failed. No term is taken as the remainder of others, so every line can fail.
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Line:
     holds: bool
 
 
-_proved: weakref.WeakKeyDictionary[nn.Module, tuple[list, Anatomy]] = weakref.WeakKeyDictionary()
+_proved: weakref.WeakKeyDictionary[nn.Module, tuple[list, dict]] = weakref.WeakKeyDictionary()
 
 
 def prove(model: nn.Module) -> Anatomy:
@@ -43,7 +43,7 @@ def prove(model: nn.Module) -> Anatomy:
     anatomy = anatomy_of(model)
     weights = [(p.data_ptr(), p._version) for p in anatomy.model.parameters()]  # some gains are kept as copies
     if anatomy.model in _proved and _proved[anatomy.model][0] == weights:
-        return replace(_proved[anatomy.model][1], model=anatomy.model)
+        return Anatomy(model=anatomy.model, **_proved[anatomy.model][1])
     anatomy, found = examine(anatomy)
     for line in found:
         if not line.holds:
@@ -51,7 +51,8 @@ def prove(model: nn.Module) -> Anatomy:
                 f"the map of this family's parts is not proved: {line.says}",
                 got=f"off by {line.error:.1e} in {type(anatomy.model).__name__}", expected="0",
             )  # fmt: skip
-    _proved[anatomy.model] = weights, replace(anatomy, model=None)  # else the memory would keep the model alive
+    known = {f.name: getattr(anatomy, f.name) for f in fields(anatomy) if f.name != "model"}  # else it would live on here
+    _proved[anatomy.model] = weights, known
     return anatomy
 
 

@@ -100,7 +100,7 @@ def spelled(data: bytes) -> str:
 
 
 def decide(
-    model: Any, tokenizer: Any, prompt: str | Sequence[int], *, target: str | int | None = None,
+    model: Any, tokenizer: Any, prompt: Any, *, target: str | int | None = None,
     against: str | int | None = None, chat: bool = False, at: int = 0, first_piece: bool = False,
 ) -> Decision:  # fmt: skip
     """The decision after `prompt` and `at` tokens of the model's own greedy answer.

@@ -118,7 +118,7 @@ def tokens_run(length: int, layers: int, names: Sequence[str] | None = None) -> 
         "rotary": 13 * length, "sampling": 200 + 2 * length, "architecture": (layers / 2 + 15) * length,
         "tokenization": 600 + 1.5 * length, "reasoning": 17 * length,
     }  # fmt: skip
-    return {name: count for name, count in found.items() if names is None or name in names}
+    return {name: float(count) for name, count in found.items() if names is None or name in names}
 
 
 def check_names(names: Sequence[str] | None) -> None:
