@@ -140,7 +140,7 @@ def context_of(model: Any) -> int:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
-def given_ids(anatomy: Anatomy, prompt: Sequence[int], *, chat: bool) -> list[int]:
+def given_ids(anatomy: Anatomy, prompt: Any, *, chat: bool) -> list[int]:
     """A prompt that is token ids already.
 
     Raises:
