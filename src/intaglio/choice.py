@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 
 from intaglio.errors import InputError
 from intaglio.measure.choice import rows
-from intaglio.measure.choice.decision import Decision, decide, token_of
+from intaglio.measure.choice.decision import Decision, decide
 from intaglio.measure.choice.effects import (
     Effects,
     Means,
@@ -28,7 +28,8 @@ from intaglio.measure.choice.effects import (
     to_mean,
     to_other,
 )  # fmt: skip
-from intaglio.measure.choice.lenses import Given, Peer, check_given, check_names, measure_lenses
+from intaglio.measure.choice.lenses import Given, check_given, check_names, measure_lenses
+from intaglio.measure.choice.others import peer_of, plain_text, second_prompt, second_target
 from intaglio.measure.choice.runs import Change
 from intaglio.measure.choice.tuned import load_lens
 from intaglio.model.proof import prove
@@ -87,14 +88,16 @@ def why(
     start = time.perf_counter()
     reader = None if tuned is None else load_lens(Path(tuned), prove(model))
     found = decide(model, tokenizer, prompt, target=target, against=against, chat=chat, at=at, first_piece=first_piece)
-    shown = prompt if isinstance(prompt, str) else _plain_text(found)
+    shown = prompt if isinstance(prompt, str) else plain_text(found)
     trace = Trace({"subject": name, "prompt": shown, "chat": chat, "at": at, **rows.about(found)}, decision=found)
     trace.about["closes"] = trace.about["closure_logits"] < CLOSES
-    second = None if versus_prompt is None else _second_prompt(found, versus_prompt, chat, at)
-    third = None if versus_target is None else _second_target(found, versus_target, first_piece)
+    second = None if versus_prompt is None else second_prompt(found, versus_prompt, chat, at)
+    third = None if versus_target is None else second_target(found, versus_target, first_piece)
     answered = found.text(found.ids[len(found.ids) - at :]) if isinstance(prompt, str) else ""  # ids hold it already
-    text = _plain_text(found) if chat else shown + answered
-    peers = [_peer(found, one, text) for one in _several(versus)]
+    text = plain_text(found) if chat else shown + answered
+    if second is not None:
+        trace.about |= {"versus_prompt": versus_prompt, "versus_tokens": len(second.ids)}
+    peers = [peer_of(found, *_loaded(one), text) for one in _several(versus)]
     if peers:
         trace.about["versus"] = [p.name for p in peers]
     if metric is not None:
@@ -105,22 +108,16 @@ def why(
         peers=peers, versus_prompt=second, seed=seed, tuned=reader,
     )  # fmt: skip
     check_given(lenses, given)
-    means = _means(found, reference) if effects else None
-    mean = None
-    if means is not None:
-        changes = to_mean(found.anatomy, found.base, means, all_parts(found.anatomy))
-        mean = _measure(found, changes, "mean", trace, metric, progress)
-    if second is not None:
-        trace.about |= {"versus_prompt": versus_prompt, "versus_tokens": len(second.ids)}
-        if effects and len(second.ids) == len(found.ids):
-            changes = to_other(found.anatomy, found.base, second.base, all_parts(found.anatomy))
-            _measure(found, changes, "resample", trace, metric, progress)
-    trace.rows |= _rows(found, mean)
+    if effects:
+        given.means = _means(found, reference)
+        for ablation, changes in _changes(found, given.means, second):
+            measured = _measure(found, changes, ablation, trace, metric, progress)
+            given.effects = given.effects or measured  # the lenses go by the mean, which comes first
+    trace.rows |= _rows(found, given.effects)
     sides = [("model", peer.name, peer.decision) for peer in peers]
     sides += [] if second is None else [("prompt", versus_prompt, second)]
     sides += [] if third is None else [("target", third.written(third.target), third)]
     trace.beside = [TraceData({"kind": kind, "name": name, **rows.about(side)}, _rows(side, None)) for kind, name, side in sides]
-    given.effects, given.means = mean, means
     trace.lenses = measure_lenses(found, given, lenses, lambda name: progress and progress(f"lens {name}", 1, 1))
     trace.about["seconds"] = time.perf_counter() - start
     return trace
@@ -148,37 +145,12 @@ def _means(found: Decision, reference: list[int]) -> Means:
         return means_over(found.anatomy, torch.tensor([reference], device=found.ids_BT.device))
 
 
-def _second_prompt(found: Decision, prompt: str, chat: bool, at: int) -> Decision:
-    """The same question after another prompt, and as many tokens of the model's answer to that one."""
-    return _asked(decide(found.anatomy.model, found.tokenizer, prompt, chat=chat, at=at), found)
-
-
-def _asked(second: Decision, found: Decision) -> Decision:
-    """Another decision, asked the first one's question.
-
-    Raises:
-        InputError: its model has no such tokens.
-    """
-    rows = second.anatomy.unembed.weight.shape[0]
-    for token in (found.target, found.against):
-        if token is not None and token >= rows:
-            raise InputError("the second model has no such token", got=token, expected=f"below {rows}")
-    second.target, second.against = found.target, found.against
-    return second
-
-
-def _second_target(found: Decision, named: str | int, first_piece: bool) -> Decision:
-    """The same run, asked about another token.
-
-    Raises:
-        InputError: it is no token, or one of the two already asked about.
-    """
-    token = token_of(found.tokenizer, named, "the second target", first_piece)
-    if token in (found.target, found.against):
-        raise InputError("the second target is already one of the two tokens", got=found.written(token), expected="a third token")
-    third = Decision(found.anatomy, found.tokenizer, found.ids, token, found.against)
-    third.__dict__["base"] = found.base  # the run is the same
-    return third
+def _changes(found: Decision, means: Means, second: Decision | None) -> Iterator[tuple[str, list[Change]]]:
+    """Every part by its mean over ordinary text; where a second prompt has as many tokens, by what it did there too."""
+    parts = all_parts(found.anatomy)
+    yield "mean", to_mean(found.anatomy, found.base, means, parts)
+    if second is not None and len(second.ids) == len(found.ids):
+        yield "resample", to_other(found.anatomy, found.base, second.base, parts)
 
 
 def _rows(found: Decision, effects: Effects | None) -> dict[str, list[dict[str, Any]]]:
@@ -215,27 +187,6 @@ def _several(versus: Any) -> list[Any]:
     if versus is None:
         return []
     return list(versus) if isinstance(versus, list) else [versus]
-
-
-def _plain_text(found: Decision) -> str:
-    """What the model read, without marks such as that of the beginning."""
-    special = set(found.tokenizer.all_special_ids)
-    return found.text([i for i in found.ids if i not in special])
-
-
-def _peer(found: Decision, versus: Any, text: str) -> Peer:
-    """The same tokens in another model; where its tokenizer is another one, the same text, with its own likeliest token.
-
-    Raises:
-        InputError: a text that the other model cannot read, or a family that is not known.
-    """
-    model, tokenizer, name = _loaded(versus)
-    same = tokenizer.get_vocab() == found.tokenizer.get_vocab()
-    try:
-        seen = decide(model, tokenizer, found.ids if same else text)
-    except InputError as error:
-        raise type(error)(f"the second model {name} cannot be asked: {error}") from None
-    return Peer(name, _asked(seen, found) if same else seen, same_tokenizer=same)
 
 
 def products(found: Decision) -> float:

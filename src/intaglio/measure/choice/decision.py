@@ -40,6 +40,12 @@ class Decision:
     def ids_BT(self) -> Tensor:
         return torch.tensor([self.ids], device=self.anatomy.unembed.weight.device)
 
+    def asking(self, target: int, against: int | None) -> Decision:
+        """The same run, asked about other tokens."""
+        other = Decision(self.anatomy, self.tokenizer, self.ids, target, against)
+        other.__dict__["base"] = self.base
+        return other
+
     @cached_property
     @torch.no_grad()
     def base(self) -> Capture:

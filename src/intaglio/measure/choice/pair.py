@@ -66,8 +66,7 @@ def compare(a: Decision, b: Decision) -> tuple[dict[str, Any], dict[str, list[di
             {"layer": i, "kl_nats": float(kl), "p_a": float(lens_a[i, a.target].exp()), "p_b": float(lens_b[i, a.target].exp())}
             for i, kl in enumerate(kl_nats(lens_a, lens_b))
         ]
-    same = Decision(b.anatomy, b.tokenizer, b.ids, a.target, a.against)
-    same.__dict__["base"] = b.base
+    same = b.asking(a.target, a.against)
     if same.votes.addresses == a.votes.addresses:
         change = same.votes.votes_BP[0] - a.votes.votes_BP[0]
         tables["votes"] = [

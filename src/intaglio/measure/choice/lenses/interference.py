@@ -74,9 +74,7 @@ def sided(found: Decision) -> Decision:
     if found.against is not None:
         return found
     rival = next(t for t in found.logits_V.topk(2).indices.tolist() if t != found.target)
-    same = Decision(found.anatomy, found.tokenizer, found.ids, found.target, rival)
-    same.__dict__["base"] = found.base
-    return same
+    return found.asking(found.target, rival)
 
 
 def conflict(votes: Tensor) -> float:
