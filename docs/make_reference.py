@@ -16,7 +16,7 @@ from pathlib import Path
 import intaglio
 from intaglio import errors
 from intaglio.cli import COMMANDS, function_of
-from intaglio.tables import SCHEMA_VERSION, TABLES, TRACE_TABLES, Column, Table
+from intaglio.tables import ATLAS_TABLES, SCHEMA_VERSION, TABLES, TRACE_TABLES, Column, Table
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/make_reference.py. Change the code, not this page. -->\n\n"
@@ -43,7 +43,13 @@ def tables_page() -> str:
         "`--json` writes them.\n\n"
         + "".join(f"- [`{t.name}`](#{t.name}): {t.means}\n" for t in TRACE_TABLES.values())
     )
-    return NOTE + head + index + "".join(map(_table, TABLES.values())) + trace + "".join(map(_table, TRACE_TABLES.values()))
+    atlas = (
+        "\n# Tables of an atlas\n\nWhat `intaglio heads` found about every attention head; `Atlas.rows_of` reads them, "
+        "`--json` writes them.\n\n"
+        + "".join(f"- [`{t.name}`](#{t.name}): {t.means}\n" for t in ATLAS_TABLES.values())
+    )
+    parts = ((head + index, TABLES), (trace, TRACE_TABLES), (atlas, ATLAS_TABLES))
+    return NOTE + "".join(top + "".join(map(_table, tables.values())) for top, tables in parts)
 
 
 def _table(table: Table) -> str:

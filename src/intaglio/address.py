@@ -91,3 +91,19 @@ def parse(text: str) -> Address:
     raise InputError(
         "not an address of a model's part", got=text, expected="embed, L3.attn, L3.attn.H5, L3.mlp, L3.norm.attn"
     )
+
+
+_SHORT = re.compile(r"(\d{1,6})\.(\d{1,6})\Z", re.ASCII)
+
+
+def parse_head(text: str) -> Address:
+    """The head that `text` names: L18.attn.H6, or 18.6 for short.
+
+    Raises:
+        InputError: the text names no head.
+    """
+    short = _SHORT.match(text)
+    found = Address("attn", int(short[1]), head=int(short[2])) if short else parse(text)
+    if found.head is None:
+        raise InputError("not a head", got=text, expected="such as L18.attn.H6, or 18.6")
+    return found

@@ -1,39 +1,8 @@
-"""THE contract: every table of a run, its key, its columns, their units and what they mean.
-
-Stages that pass data never import each other; they all import this file. A column's
-`means` is printed by the pages and the reference docs, so it is written for a reader.
-Pure: no torch, no pyarrow.
-"""
+"""Tables of a run: what training did."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column: `type` is a pyarrow type name, `unit` is "" where the number has none."""
-
-    name: str
-    type: str
-    unit: str
-    means: str
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One table: one row per `key`."""
-
-    name: str
-    key: tuple[str, ...]
-    means: str
-    columns: tuple[Column, ...]
-
-    def column(self, name: str) -> Column:
-        return next(c for c in self.columns if c.name == name)
-
+from intaglio.tables.column import ADDRESS, Column, Table
 
 _LENGTH = "parameter length"
 _STEP = Column("step", "int32", "steps", "optimizer steps taken before this one, counted from 0")
@@ -45,9 +14,8 @@ _PUSH_KIND = Column(
     "token_sum: push is of the summed token loss; as_weighted: the loss is no sum over the example's "
     "own tokens and push is of the loss as it was used")  # fmt: skip
 _PROBE = Column("probe", "string", "", "name of the probe, a fixed set of texts that is watched")
-_ADDRESS = Column("address", "string", "", "part of the model, such as L3.attn.H5")
 
-_TABLES = (
+RUN = (
     Table("examples", ("example",), "one row per distinct training text", (
         _EXAMPLE,
         Column("row", "list<int64>", "", "row numbers in the data set that hold exactly this text (from 0)"),
@@ -81,7 +49,7 @@ _TABLES = (
         Column("error", "float64", "", "measured error: relative difference of the sketch's length from the true one"),
     )),
     Table("parts", ("step", "address"), "what a step did to each part of the model", (
-        _STEP, _ADDRESS,
+        _STEP, ADDRESS,
         Column("update_l2", "float64", _LENGTH, "length of the part's own step"),
         Column("weight_l2", "float64", _LENGTH, "length of the part's weights before the step"),
         Column("data_shift", "float64", _LENGTH, "what this step's examples contributed here"),
@@ -89,7 +57,7 @@ _TABLES = (
         Column("decay_shift", "float64", _LENGTH, "what weight decay contributed here"),
     )),
     Table("visit_parts", ("step", "slot", "address"), "where in the model a visit acted", (
-        _STEP, _SLOT, _ADDRESS,
+        _STEP, _SLOT, ADDRESS,
         Column("push", "float64", "nats per unit of parameter", "length of the example's gradient in this part"),
         Column("shift", "float64", _LENGTH, "signed length that the example contributed to the step in this part"),
     )),
@@ -143,6 +111,11 @@ _TABLES = (
         _STEP, _SLOT, _PROBE, _EXAMPLE,
         Column("credit_nats", "float64", "nats",
                "fall of the probe's mean loss that the example's part of the step predicts; negative: it makes worse"),
+    )),
+    Table("visit_credits", ("step", "slot", "probe", "address"), "what a visit did to a probe through one part of the model", (
+        _STEP, _SLOT, _PROBE, ADDRESS, _EXAMPLE,
+        Column("credit_nats", "float64", "nats",
+               "fall of the probe's mean loss that the example's part of the step predicts through this part's weights alone"),
     )),
     Table("probes", ("step", "probe"), "the books of each probe's loss", (
         _STEP, _PROBE,
@@ -224,74 +197,3 @@ _TABLES = (
                "state: it does not; both: it does, but less; unknown: not replayed"),
     )),
 )
-
-TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
-
-_PART = Column("address", "string", "", "part of the model, such as L3.attn.H5")
-_FALL = "fall of the logit difference when the part is replaced"
-
-_TRACE = (
-    Table("prompt", ("position",), "the tokens before the decision", (
-        Column("position", "int32", "", "place in the prompt (from 0)"),
-        Column("token", "int32", "", "token id"),
-        Column("text", "string", "", "the token as letters; a part of a letter as its bytes"),
-        Column("letters", "string", "", "the token as it is read: empty where it goes on with a letter begun before"),
-    )),
-    Table("candidates", ("rank",), "the likeliest next tokens", (
-        Column("rank", "int32", "", "place by probability (from 0)"),
-        Column("token", "int32", "", "token id"),
-        Column("text", "string", "", "the token as letters; a part of a letter as its bytes"),
-        Column("logit", "float64", "logits", "the model's score before softmax"),
-        Column("probability", "float64", "", "share of the distribution at temperature 1"),
-        Column("surprise_nats", "float64", "nats", "-log of the probability"),
-    )),
-    Table("votes", ("address", "source"), "every vote between the two tokens; they sum to the logit difference", (
-        _PART,
-        Column("source", "int32", "", "position of the token that a head read from; null for parts that read none"),
-        Column("token", "string", "", "that token as letters"),
-        Column("vote_logits", "float64", "logits", "what was put on the scales, for the target if positive"),
-        Column("part_logits", "float64", "logits", "vote of the whole part: a head's over all its sources"),
-        Column("effect_logits", "float64", "logits", f"{_FALL} (the whole part; null where it was not run)"),
-        Column("effect_metric", "float64", "", "the same fall of a metric of one's own; null where none was given"),
-        Column("attention", "float64", "", "share of the head's attention that the source got"),
-    )),
-    Table("effects", ("address", "ablation"), "what replacing a part did, booked", (
-        _PART,
-        Column("ablation", "string", "", "mean: by its mean over a reference text; resample: by its value on the other prompt"),
-        Column("effect_logits", "float64", "logits", _FALL),
-        Column("own_logits", "float64", "logits", "of which the change of the part's own vote"),
-        Column("others_logits", "float64", "logits", "of which changes of all other votes, downstream"),
-        Column("norm_logits", "float64", "logits", "of which the final norm's new scale"),
-        Column("shape_logits", "float64", "logits", "of which scaling and capping of logits"),
-        Column("estimate_logits", "float64", "logits", "first-order estimate from one backward (attribution patching); of the "
-               "metric of one's own, where one was given"),
-        Column("closure_logits", "float64", "logits", "abs(effect - sum of its terms): 0 when the books close"),
-        Column("metric", "float64", "", "fall of a metric of one's own, where one was given"),
-    )),
-    Table("effect_terms", ("address", "ablation", "part"), "which other votes changed when a part was replaced", (
-        _PART,
-        Column("ablation", "string", "", "mean or resample"),
-        Column("part", "string", "", "the part whose vote changed"),
-        Column("change_logits", "float64", "logits",
-               "fall of its vote at the norm's old scale; negative: it made up for the loss"),
-    )),
-    Table("neurons", ("layer", "neuron"), "the strongest neurons' votes", (
-        Column("layer", "int32", "", "layer (from 0)"),
-        Column("neuron", "int32", "", "neuron of its MLP (from 0)"),
-        Column("activation", "float64", "", "how strongly it fired"),
-        Column("vote_logits", "float64", "logits", "its part of the MLP's vote"),
-    )),
-    Table("upstream", ("head", "side", "part"), "why the loudest heads looked where they looked: their scores by who wrote", (
-        Column("head", "string", "", "the head, such as L3.attn.H5"),
-        Column("query", "int32", "", "position that looked: the last"),
-        Column("key", "int32", "", "position it read most of its vote from"),
-        Column("score", "float64", "", "query times key, scaled, before the softmax"),
-        Column("attention", "float64", "", "share of the head's attention that the key got"),
-        Column("side", "string", "", "query or key: which side the part wrote into"),
-        Column("part", "string", "", "the part that wrote there, or bias: what no part gave"),
-        Column("share", "float64", "", "what it gave to the score, in the score's own unit"),
-        Column("source", "int32", "", "position that part read it from; null if it is no head"),
-    )),
-)
-
-TRACE_TABLES: dict[str, Table] = {table.name: table for table in _TRACE}

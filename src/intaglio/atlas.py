@@ -1,0 +1,76 @@
+"""What every head does, as data: the hinge between measuring heads and looking at them.
+
+Pure: no torch, no files beyond those a method is asked to write.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intaglio.errors import InputError
+from intaglio.tables import ATLAS_TABLES
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SCHEMA = 1
+UNRESOLVED = "unresolved"
+BASIC = ("previous_token", "fixed_offset", "duplicate_token", "induction", "first_token", "self")  # on repeated random tokens
+ROLES = (
+    *BASIC, "copying", "copy_suppression", "successor", "name_mover", "s_inhibition", "coreference", "syntax", "temporal",
+    "retrieval",
+)  # in the order in which pages list them
+
+
+@dataclass(eq=False)
+class AtlasData:
+    """What was found about the heads of one model, or of one model at several checkpoints.
+
+    Attributes:
+        about: subject, fingerprint, sizes (n_layers, n_heads, n_key_heads, head_dim, width), seed, the reference texts'
+            tokens (`texts`: a list of lists of letters, `text_ids`), the rule and smallest effect by which a role is named
+            (`rules`: by role), which roles were `skipped` and why (by role), seconds.
+        rows: table name to its rows; the contract is `tables.ATLAS_TABLES`.
+        beside: a second model or checkpoint of the same shape, looked at with the same selection.
+    """
+
+    about: dict[str, Any]
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    beside: list[AtlasData] = field(default_factory=list)
+
+    def rows_of(self, name: str) -> pyarrow.Table:
+        """A table as pyarrow; empty where it was not measured.
+
+        Raises:
+            InputError: no such table.
+        """
+        import pyarrow as pa
+
+        if name not in ATLAS_TABLES:
+            raise InputError("no such table of an atlas", got=name, expected=", ".join(ATLAS_TABLES))
+        schema = pa.schema([(c.name, _type(c.type)) for c in ATLAS_TABLES[name].columns])
+        return pa.Table.from_pylist(self.rows.get(name, []), schema=schema)
+
+    @property
+    def table(self) -> pyarrow.Table:
+        """One row per head: its strongest role, or unresolved."""
+        return self.rows_of("heads")
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """All of it as JSON; also written to `path` if one is given."""
+        beside = [{**side.about, "tables": side.rows} for side in self.beside]
+        whole = {"schema": SCHEMA, **self.about, "tables": self.rows, "beside": beside}
+        text = json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+
+def _type(name: str) -> pyarrow.DataType:
+    import pyarrow as pa
+
+    inner = name.removeprefix("list<").removesuffix(">")
+    return pa.list_(pa.type_for_alias(inner)) if inner != name else pa.type_for_alias(name)

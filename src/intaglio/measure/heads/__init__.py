@@ -1,0 +1,1 @@
+"""The heads study: who specialised in what.  [torch]"""
