@@ -17,7 +17,8 @@ def test_every_table_keeps_its_contract_when_it_is_empty():
 
 
 def test_rows_come_back_as_they_were_given():
-    found = AtlasData({}, {"heads": [{"address": "L1.attn.H2", "layer": 1, "head": 2, "role": "induction", "roles": ["induction"]}]})
+    row = {"address": "L1.attn.H2", "layer": 1, "head": 2, "role": "induction", "roles": ["induction"]}
+    found = AtlasData({}, {"heads": [row]})
     assert found.table.to_pylist()[0]["roles"] == ["induction"]
     assert found.table.to_pylist()[0]["score"] is None
 

@@ -14,6 +14,7 @@ from intaglio.errors import InputError
 from intaglio.tables import ATLAS_TABLES
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow
 
 SCHEMA = 1
@@ -23,6 +24,22 @@ ROLES = (
     *BASIC, "copying", "copy_suppression", "successor", "name_mover", "s_inhibition", "coreference", "syntax", "temporal",
     "retrieval",
 )  # in the order in which pages list them
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """One role's score of every head on N independent texts, with the same score on shuffled targets.
+
+    Attributes:
+        role: one of `ROLES`.
+        detail: what the role leaves open (an offset, a relation with its direction); "" where nothing.
+        values_NLH, null_NLH: float64, text by layer by head; nan where a text does not test the role.
+    """
+
+    role: str
+    detail: str
+    values_NLH: np.ndarray
+    null_NLH: np.ndarray
 
 
 @dataclass(eq=False)
