@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import re
-from importlib import resources
 
 import pytest
 import torch
 from torch import nn
 
 from conftest import byte_tokenizer
-from families import FAMILIES, family
-from intaglio.analyse.choice import find
+from families import FAMILIES
 from intaglio.choice import why
 from intaglio.measure.choice.decision import Decision, decide
 from intaglio.measure.choice.edits import encoded, exchanged
 from intaglio.measure.choice.lenses import Given, Skip, interference
 from intaglio.measure.choice.lenses.context import sentences_of
 from intaglio.model.proof import prove
-from intaglio.report.choice.words import Words, choice_catalogue
+from intaglio.report.choice.words import Words
 from intaglio.report.texts import LANGUAGES
 from intaglio.trace import TraceData
 from intaglio.views import Trace
+from lens_checks import bytes_model, check_named, check_said, unfilled
 
 NAMES = ("interference", "reasoning")
 TOKENIZER = byte_tokenizer()
@@ -36,12 +32,6 @@ REFERENCE = encoded(TOKENIZER, "Some words 12 of plain text stand here. Ещё �
 def no_grad():
     with torch.no_grad():
         yield
-
-
-def bytes_model(name: str) -> nn.Module:
-    model = family(name)
-    model.resize_token_embeddings(261)
-    return model
 
 
 def asked(name_or_model: str | nn.Module, text: str, target: str = "x", against: str | None = "y") -> Decision:
@@ -206,16 +196,6 @@ def test_one_token_cannot_disagree():
 # texts, toys, pages, of both lenses
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_toy_prints_what_stands_beside_it(name):
-    folder = resources.files("intaglio.report.choice") / "toys"
-    code = (folder / f"{name}.py").read_text(encoding="utf-8")
-    assert len(code.splitlines()) <= 15
-    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()) as said:
-        exec(compile(code, name, "exec"), {})
-    assert said.getvalue() == (folder / f"{name}.out").read_text(encoding="utf-8")
-
-
 PROMPTS = {
     "two": ("llama", "in x. in y. in ", "x", "y"), "none": ("gpt2", "Кот, спал", "x", None),
     "russian": ("llama", "Она ж. Он ш 2. Вот ", " ", None), "hidden": ("bloom", "a\u200b.\u0007 <b>1</b>. x y", "x", "y"),
@@ -238,8 +218,7 @@ def test_pages_of_both_languages_stand(case, traces):
     assert ("skipped" in trace.lenses["reasoning"]) == (case == "none")
     for lang in LANGUAGES:
         page = trace.to_html(lang=lang)
-        text = re.sub(r'<(script|style|pre).*?</\1>|data-[a-z]+="[^"]*"', "", page, flags=re.DOTALL)
-        assert not re.search(r"{[a-z_]{2,}}", text), "a name was left unfilled"
+        assert not unfilled(page)
         assert "<b>1</b>." not in page and all(str(Words(lang)(f"{name}.title")) in page for name in ("interference",))
         assert (str(Words(lang)("reasoning.skip.no_steps")) in page) == (case == "none")
 
@@ -277,28 +256,6 @@ def variants(name: str, traces: dict[str, Trace]) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_both_languages_say_the_same_and_every_text_is_reached(name, traces):
-    english, russian = (
-        {k.removeprefix(f"{name}."): v for k, v in choice_catalogue()[lang].items() if k.startswith(f"{name}.")}
-        for lang in LANGUAGES
-    )
-    assert english.keys() == russian.keys()
-    places = {k: set(re.findall(r"{(\w+)}", v)) for k, v in english.items()}
-    assert places == {k: set(re.findall(r"{(\w+)}", v)) for k, v in russian.items()}
-    assert len(re.findall(r"[.?!](?:\s|$)", english["essence"])) <= 5
-    said = set()
-    for lens in variants(name, traces):
-        trace = Trace(traces["two"].about, traces["two"].rows, {name: lens})
-        for sentence in find(name, trace):
-            said.add(sentence.key)
-            assert sentence.values.keys() >= places[f"says.{sentence.key}"]
-            assert all(Words(lang).sentence(name, sentence) for lang in LANGUAGES)
-    assert said == {k.removeprefix("says.") for k in english if k.startswith("says.")}
-    root = resources.files("intaglio")
-    shown, run = ((root / folder / f"{name}.py").read_text(encoding="utf-8") for folder in
-                  ("report/choice/lenses", "measure/choice/lenses"))  # fmt: skip
-    for kind, first, *_ in (k.split(".") + [""] for k in english):
-        if kind in ("figure", "column", "scheme", "axis", "tip", "key") and (kind, first) != ("figure", "scheme"):
-            assert re.search(rf"[\".]{first}\"|{first}\"", shown), (kind, first)
-        elif kind in ("skip", "run", "over"):
-            assert f'"{first}"' in run, (kind, first)
+def test_every_text_is_reached(name, traces):
+    check_said(name, traces["two"], variants(name, traces))
+    check_named(name)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import subprocess
-import sys
-import tomllib
-from importlib import resources
 
 import pytest
 import torch
@@ -16,14 +12,10 @@ from transformers import DynamicCache
 
 from conftest import byte_tokenizer
 from families import BYPASSING, FAMILIES, family, ids
-from intaglio.analyse.choice import find
-from intaglio.choice import why
 from intaglio.measure.choice.decision import Decision
 from intaglio.measure.choice.lenses import Given, Skip, heads, neurons, residual, trajectory
 from intaglio.model.anatomy import matrix_of
 from intaglio.model.proof import prove
-from intaglio.report.choice.words import Words
-from intaglio.report.texts import LANGUAGES, flatten
 from intaglio.views import Trace
 
 TARGET, AGAINST = 5, 7
@@ -347,134 +339,6 @@ def test_why_nothing_is_swapped_is_said():
     assert reason(Decision(found.anatomy, found.tokenizer, [*found.ids[:-1], 40], TARGET, AGAINST)) == {"why_not": "same"}
     bloom = decision("bloom")
     assert reason(other_of(bloom), bloom) == {"why_not": "unseen"}
-
-
-# toys, texts, pages
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_toys_print_what_the_page_says(name):
-    folder = resources.files("intaglio.report.choice") / "toys"
-    code = (folder / f"{name}.py").read_text()
-    assert len(code.splitlines()) <= 15
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == (folder / f"{name}.out").read_text()
-
-
-def texts(name: str, lang: str) -> dict[str, str]:
-    folder = resources.files("intaglio.report.choice") / "texts" / lang
-    return dict(flatten(tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))))
-
-
-@pytest.fixture(scope="module")
-def traces() -> dict[str, Trace]:
-    """A Cyrillic prompt in models that can do all, hide their attention, or hold experts."""
-    made = {}
-    for name in ("llama", "bloom", "gpt_oss"):
-        model = family(name)
-        model.resize_token_embeddings(261)
-        made[name] = why((model, byte_tokenizer()), "Да «нет»", against=9, effects=name == "llama", lenses=NAMES)
-    return made
-
-
-def _tuned_beside(tables: dict) -> None:
-    for row in tables["states"]:
-        row |= {f"tuned_{name}": row[name] for name in ("top", "rank", "kl_nats")}
-
-
-def variants(name: str, trace: Trace) -> list[dict]:
-    """The lens as measured and with numbers that lead to every other sentence."""
-    lens = trace.lenses[name]
-    found = [lens]
-
-    def vary(table=None, **numbers):
-        other = copy.deepcopy(lens)
-        other["numbers"] |= numbers
-        if table is not None:
-            table(other["tables"])
-        found.append(other)
-
-    if name == "heads":
-        vary(first_most=lens["numbers"]["heads"], copying=2, nowhere_mean=0.1)
-        vary(first_most=0)
-        for sign in (1, -1):
-            vary(lambda t, sign=sign: t["matched"][0].update(difference=sign * 2.0))
-        vary(lambda t: t["matched"].clear())
-    if name == "residual":
-        vary(largest_before=0.5, even_same=False)
-        vary(even_same=True)
-        for i, top in ((1, 1), (1, 2)):
-            vary(lambda t, i=i, top=top: (t["writes"][i].update(length=1e9), t["writes"][top].update(vote_logits=1e9)))
-        vary(lambda t: t["writes"][1].update(cos_before=-0.9))
-        vary(lambda t: (t["pairs"][0].update(share=0.5), t["pairs"][-1].update(share=-0.5)))
-    if name == "neurons":
-        vary(lambda t: t["neurons"][0].update(target_rank=0))
-        for field in ("token", "next"):
-            def alike(t, field=field):
-                first = t["neurons"][0]["address"]
-                t["contexts"] = [{"address": first, "token": str(i), "next": str(i), field: " x"} for i in range(4)]
-            vary(alike)
-    if name == "trajectory":
-        layers = lens["numbers"]["layers"]
-        vary(target_chosen=False, few=1, decided=1)
-        vary(few=None, decided=layers)
-        vary(_tuned_beside, tuned={"decided": 1, "held_out_kl_nats": 0.5, "logit_held_out_kl_nats": 3.0})
-        for swap in ("no_versus", "unseen", "same"):
-            vary(swap={"why_not": swap})
-        vary(swap={"why_not": "length", "tokens": 3, "others": 4})
-        rows = [{"layer": i, "only_logits": 1.0, "from_logits": 2.0, "only_top": "a", "from_top": "b"} for i in range(layers)]
-        for at in (0, 1, layers):
-            vary(lambda t: t.update(swap=rows), swap={"carries_from": at, "was_logits": 1.0, "other_logits": -1.0})
-    return found
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_both_languages_say_the_same_and_every_text_is_reached(name, traces):
-    english, russian = (texts(name, lang) for lang in LANGUAGES)
-    assert english.keys() == russian.keys()
-    places = {k: {w.split("}")[0] for w in v.split("{")[1:]} for k, v in english.items()}
-    assert places == {k: {w.split("}")[0] for w in v.split("{")[1:]} for k, v in russian.items()}
-    said = set()
-    for lens in variants(name, traces["llama"]):
-        trace = Trace(traces["llama"].about, traces["llama"].rows, {name: lens})
-        for sentence in find(name, trace):
-            said.add(sentence.key)
-            assert sentence.values.keys() >= places[f"says.{sentence.key}"]
-            for lang in LANGUAGES:
-                assert Words(lang).sentence(name, sentence)
-    assert said == {k.removeprefix("says.") for k in english if k.startswith("says.")}
-    source = (resources.files("intaglio.report.choice") / "lenses" / f"{name}.py").read_text() + '"scheme" '
-    for key in english:
-        kind, *rest = key.split(".")
-        if kind in ("figure", "column", "scheme", "axis"):
-            assert f'"{rest[0]}"' in source or f".{rest[0]}\"" in source or (kind == "axis" and rest[0] in source), key
-
-
-def test_pages_render_in_both_languages_with_skips(traces):
-    for name, trace in traces.items():
-        for lang in LANGUAGES:
-            page = trace.to_html(lang=lang)
-            words = Words(lang)
-            for lens in NAMES:
-                assert str(words(f"{lens}.title")) in page
-            assert (str(words("neurons.skip.experts")) in page) == (name == "gpt_oss")
-            assert "{" not in "".join(part.split("</figcaption>")[0] for part in page.split("<figcaption>")[1:])
-    assert len(traces["llama"].to_html()) < 1_000_000
-
-
-def test_a_swap_is_drawn(traces):
-    trace = copy.deepcopy(traces["llama"])
-    lens = variants("trajectory", trace)[-1]
-    plain = len(trace.to_html())
-    trace.lenses["trajectory"] = lens
-    assert len(trace.to_html()) > plain + 2000 and str(Words("en")("trajectory.figure.swap.title")) in trace.to_html()
-
-
-def test_skips_of_single_tokens_and_missing_text_are_worded():
-    for lang in LANGUAGES:
-        words = Words(lang)
-        for name, reason in (("heads", "one_token"), ("neurons", "no_reference"), ("neurons", "experts")):
-            assert words.skipped(name, {"reason": reason})
 
 
 def test_matrix_rows_are_as_the_anatomy_says():

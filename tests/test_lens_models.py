@@ -22,7 +22,8 @@ from intaglio.measure.choice.lenses import Given, Needs, Peer, Skip
 from intaglio.measure.choice.lenses import models as lens
 from intaglio.model.proof import prove
 from intaglio.report.choice.words import Words
-from test_lens_sources import check_texts, hooks, unfilled
+from lens_checks import check_named, check_said, unfilled
+from test_lens_sources import hooks
 
 PROMPT = "the he да then the"
 
@@ -274,7 +275,8 @@ def test_texts_and_pages_in_both_languages():
     subject = (model_for(one), one)
     trace = why(subject, "да <b>the", versus=[(model_for(two, seed=2), two), (model_for(three, seed=3), three)], effects=False,
                 lenses=["models"])  # fmt: skip
-    check_texts("models", trace, variants(trace.lenses["models"]))
+    check_said("models", trace, variants(trace.lenses["models"]))
+    check_named("models")
     alone = why(subject, "да", effects=False, lenses=["distribution"])
     alone.lenses["models"] = {"skipped": {"reason": "no_second"}}
     for lang in ("en", "ru"):

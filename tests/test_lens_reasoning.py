@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from conftest import byte_tokenizer
-from families import FAMILIES, family
+from families import FAMILIES
 from intaglio.measure.choice.decision import Decision, decide
 from intaglio.measure.choice.edits import corrupted, encoded, reworded
 from intaglio.measure.choice.lenses import Given, Skip, reasoning
 from intaglio.measure.choice.lenses.context import sentences_of
 from intaglio.trace import TraceData
+from lens_checks import bytes_model
 
 TOKENIZER, CHAT = byte_tokenizer(), byte_tokenizer(chat=True)
 TEXT = "in x 5. Here. at "
@@ -25,12 +26,6 @@ REFERENCE = encoded(TOKENIZER, "Some words of plain text stand here. Ещё не
 def no_grad():
     with torch.no_grad():
         yield
-
-
-def bytes_model(name: str) -> nn.Module:
-    model = family(name)
-    model.resize_token_embeddings(261)
-    return model
 
 
 def asked(name_or_model: str | nn.Module, text: str = TEXT, target: str = "x", **more) -> Decision:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import itertools
 import json
 import math
 import re
 from collections import Counter
-from importlib import resources
 
 import numpy as np
 import pytest
@@ -19,7 +16,6 @@ from torch import nn
 
 from conftest import byte_tokenizer
 from families import FAMILIES, family, ids
-from intaglio.analyse.choice import find
 from intaglio.choice import why
 from intaglio.data.suffixes import Suffixes, suffix_array
 from intaglio.measure.choice.decision import Decision
@@ -28,8 +24,9 @@ from intaglio.measure.choice.lenses.distribution import company
 from intaglio.measure.choice.lenses.neurons import promoted
 from intaglio.model.proof import prove
 from intaglio.report.choice.sides import Side, sides
-from intaglio.report.choice.words import Words, choice_catalogue
+from intaglio.report.choice.words import Words
 from intaglio.views import Trace
+from lens_checks import bytes_model, check_named, check_said, unfilled
 
 NAMES = ("corpus", "models")
 TARGET, AGAINST = 5, 7
@@ -235,30 +232,10 @@ def test_a_planted_copying_head_is_named_first():
 # toys, texts, pages
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_toy_prints_what_stands_beside_it(name):
-    folder = resources.files("intaglio.report.choice") / "toys"
-    code = (folder / f"{name}.py").read_text(encoding="utf-8")
-    assert len(code.splitlines()) <= 15
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        exec(compile(code, name, "exec"), {})
-    assert said.getvalue() == (folder / f"{name}.out").read_text(encoding="utf-8")
-
-
-def texts(name: str, lang: str) -> dict[str, str]:
-    return {k.removeprefix(f"{name}."): v for k, v in choice_catalogue()[lang].items() if k.startswith(f"{name}.")}
-
-
-def bytes_model() -> nn.Module:
-    model = family("llama")
-    model.resize_token_embeddings(261)
-    return model
-
-
 @pytest.fixture(scope="module")
 def traces() -> dict[str, Trace]:
     """The lens without a corpus, with one, and where nothing came before; in Cyrillic and hostile letters."""
-    pair = (bytes_model(), byte_tokenizer())
+    pair = (bytes_model("llama"), byte_tokenizer())
     prompt = "<b>да</b> нет & да"
     return {
         "plain": why(pair, prompt, effects=False, lenses=["corpus"]),
@@ -286,36 +263,10 @@ def corpus_variants(lens: dict) -> list[dict]:
     return found
 
 
-def unfilled(page: str) -> list[str]:
-    text = re.sub(r'<(script|style|pre).*?</\1>|data-[a-z]+="[^"]*"', "", page, flags=re.DOTALL)
-    return re.findall(r"{[a-z_]{2,}}", text)
-
-
-def check_texts(name: str, trace: Trace, lenses: list[dict]) -> None:
-    """Both languages have the same keys and names in them; every sentence is said by some of `lenses`."""
-    english, russian = texts(name, "en"), texts(name, "ru")
-    named = lambda text: set(re.findall(r"{(\w+)}", text))  # noqa: E731
-    assert {k: named(v) for k, v in english.items()} == {k: named(v) for k, v in russian.items()}
-    assert all(re.search("[а-я]{2}", v) for k, v in russian.items() if len(v) > 12)
-    assert len(re.findall(r"[.?!](?:\s|$)", english["essence"])) <= 5
-    said = set()
-    for lens in lenses:
-        for sentence in find(name, Trace(trace.about, trace.rows, {name: lens})):
-            said.add(sentence.key)
-            assert all(Words(lang).sentence(name, sentence) for lang in ("en", "ru"))
-    assert said == {k.removeprefix("says.") for k in english if k.startswith("says.")}
-    shows = (resources.files("intaglio.report.choice") / "lenses" / f"{name}.py").read_text()
-    measures = (resources.files("intaglio.measure.choice.lenses") / f"{name}.py").read_text()
-    for kind, key in (k.split(".")[:2] for k in english if "." in k):
-        if kind in ("figure", "column", "scheme"):
-            assert f'"{key}"' in shows or (kind, key) == ("figure", "scheme"), key
-        elif kind != "says":
-            assert f'"{key}"' in measures + shows, (kind, key)
-
-
 def test_texts_of_continuation(traces):
     plain, seen = traces["plain"], traces["corpus"]
-    check_texts("corpus", seen, [plain.lenses["corpus"], *corpus_variants(seen.lenses["corpus"])])
+    check_said("corpus", seen, [plain.lenses["corpus"], *corpus_variants(seen.lenses["corpus"])])
+    check_named("corpus")
 
 
 def test_pages_of_continuation_in_both_languages(traces):

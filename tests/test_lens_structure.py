@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
-import tomllib
-from importlib import resources
 
 import pytest
 import torch
@@ -14,7 +10,6 @@ from torch import nn
 
 from conftest import byte_tokenizer
 from families import FAMILIES, family, ids
-from intaglio.analyse.choice import find
 from intaglio.analyse.choice.architecture import broken_at, enough_from
 from intaglio.choice import why
 from intaglio.measure.choice.decision import Decision
@@ -24,8 +19,9 @@ from intaglio.measure.choice.removal import Removal, run_narrow, run_removals
 from intaglio.model.anatomy import matrix_of
 from intaglio.model.proof import prove
 from intaglio.report.choice.words import Words
-from intaglio.report.texts import LANGUAGES, flatten
+from intaglio.report.texts import LANGUAGES
 from intaglio.views import Trace
+from lens_checks import check_named, check_said
 
 TARGET, AGAINST = 5, 7
 REFERENCE = ids(40, seed=9)[0].tolist()
@@ -232,19 +228,6 @@ def test_without_a_reference_text_it_is_left_out():
 # toys, texts, pages
 
 
-def texts(name: str, lang: str) -> dict[str, str]:
-    folder = resources.files("intaglio.report.choice") / "texts" / lang
-    return dict(flatten(tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))))
-
-
-def test_the_toy_prints_what_the_page_says():
-    folder = resources.files("intaglio.report.choice") / "toys"
-    code = (folder / "architecture.py").read_text()
-    assert len(code.splitlines()) <= 15
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == (folder / "architecture.out").read_text()
-
-
 @pytest.fixture(scope="module")
 def traces() -> dict[str, Trace]:
     """A Cyrillic prompt in models that can do all, bypass the interface, or hold experts."""
@@ -285,25 +268,9 @@ def variants(trace: Trace) -> list[dict]:
     return found
 
 
-def test_both_languages_say_the_same_and_every_text_is_reached(traces):
-    english, russian = (texts("architecture", lang) for lang in LANGUAGES)
-    assert english.keys() == russian.keys()
-    places = {k: {w.split("}")[0] for w in v.split("{")[1:]} for k, v in english.items()}
-    assert places == {k: {w.split("}")[0] for w in v.split("{")[1:]} for k, v in russian.items()}
-    said = set()
-    for lens in variants(traces["llama"]):
-        trace = Trace(traces["llama"].about, traces["llama"].rows, {"architecture": lens})
-        for sentence in find("architecture", trace):
-            said.add(sentence.key)
-            assert sentence.values.keys() >= places[f"says.{sentence.key}"]
-            for lang in LANGUAGES:
-                assert Words(lang).sentence("architecture", sentence)
-    assert said == {k.removeprefix("says.") for k in english if k.startswith("says.")}
-    source = (resources.files("intaglio.report.choice") / "lenses" / "architecture.py").read_text() + '"scheme" "all" '
-    for key in english:
-        kind, *rest = key.split(".")
-        if kind in ("figure", "column", "scheme", "axis", "line", "tip", "key"):
-            assert f'"{rest[0]}"' in source or f".{rest[0]}\"" in source, key
+def test_every_text_is_reached(traces):
+    check_said("architecture", traces["llama"], variants(traces["llama"]))
+    check_named("architecture")
 
 
 def test_pages_render_in_both_languages(traces):

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import copy
-import re
-import subprocess
-import sys
-import tomllib
-from importlib import resources
 
 import pytest
 
 from families import family
-from intaglio.analyse.choice import find
 from intaglio.choice import why
 from intaglio.report.choice.words import Words
-from intaglio.report.texts import LANGUAGES, flatten
+from intaglio.report.texts import LANGUAGES
 from intaglio.views import Trace
+from lens_checks import check_said, texts, unfilled
 from wordy import word_tokenizer
 
 NAMES = ("embedding", "tokenization")
 PROMPTS = {"plain": "the cat by the river unbanked the", "split": "Дот <b>кот</b> к", "none": "...", "whole": " the bank"}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_toys_print_what_the_page_says(name):
-    folder = resources.files("intaglio.report.choice") / "toys"
-    code = (folder / f"{name}.py").read_text()
-    assert len(code.splitlines()) <= 15
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == (folder / f"{name}.out").read_text()
-
-
-def texts(name: str, lang: str) -> dict[str, str]:
-    folder = resources.files("intaglio.report.choice") / "texts" / lang
-    return dict(flatten(tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))))
 
 
 @pytest.fixture(scope="module")
@@ -87,23 +68,10 @@ def variants(name: str, traces: dict[str, Trace]) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_both_languages_say_the_same_and_every_text_is_reached(name, traces, pages):
-    english, russian = (texts(name, lang) for lang in LANGUAGES)
-    assert english.keys() == russian.keys()
-    places = {k: {w.split("}")[0] for w in v.split("{")[1:]} for k, v in english.items()}
-    assert places == {k: {w.split("}")[0] for w in v.split("{")[1:]} for k, v in russian.items()}
-    assert len(re.findall(r"[.?!](?:\s|$)", english["essence"])) <= 5
-    said, shown = set(), "".join(page for (*_, lang), page in pages.items() if lang == "en").replace("&#39;", "'")
-    for lens in variants(name, traces):
-        base = traces["llama", "plain"]
-        trace = Trace(base.about, base.rows, {name: lens})
-        for sentence in find(name, trace):
-            said.add(sentence.key)
-            assert sentence.values.keys() == places[f"says.{sentence.key}"], sentence.key
-            for lang in LANGUAGES:
-                assert "{" not in Words(lang).sentence(name, sentence)
-    assert said == {k.removeprefix("says.") for k in english if k.startswith("says.")}
-    for key, text in english.items():
+def test_every_text_is_reached(name, traces, pages):
+    check_said(name, traces["llama", "plain"], variants(name, traces))
+    shown = "".join(page for (*_, lang), page in pages.items() if lang == "en").replace("&#39;", "'")
+    for key, text in texts(name, "en").items():
         if key.split(".")[0] in ("figure", "column", "scheme", "axis", "matrix", "text") and "{" not in text:
             assert str(Words("en")(f"{name}.{key}")) in shown, key
 
@@ -113,9 +81,7 @@ def test_pages_render_in_both_languages_with_split_letters_and_skips(traces, pag
         trace.to_json()
         for lang in LANGUAGES:
             page, words = pages[name, case, lang], Words(lang)
-            text = re.sub(r'<(script|style|pre).*?</\1>|data-[a-z]+="[^"]*"', "", page, flags=re.DOTALL)
-            assert not re.search(r"{[a-z_]{2,}}", text), "a name was left unfilled"
-            assert "\ufffd" not in text and "<b>кот" not in text
+            assert not unfilled(page) and "\ufffd" not in page and "<b>кот" not in page
             assert str(words("embedding.title")) in page and len(page) < 500_000
             assert (str(words("tokenization.skip.no_word")) in page) == (case == "none"), (name, case)
     page = pages["llama", "split", "en"]
