@@ -18,7 +18,7 @@ from intaglio.errors import IntaglioError
 # what the machine refuses, wherever it is met: no space, no permission, a read-only file system, a name too long
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
-COMMANDS = ("train", "scan", "rows", "steps", "report", "compare", "query", "doctor", "why", "lens train")
+COMMANDS = ("train", "scan", "rows", "steps", "report", "compare", "query", "doctor", "why", "lens train", "tensors")
 
 GROUPS = {"lens": "Train what the choice study reads states with."}
 
