@@ -55,7 +55,7 @@ def as_float32(dtype: str, data: np.ndarray) -> np.ndarray:
     values = decode(dtype, data)
     if dtype == "C64":
         return values.view(np.float32)
-    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as it does in torch
+    with np.errstate(over="ignore", invalid="ignore"):  # a double beyond float32 becomes infinite, as it does in torch
         return values.astype(np.float32, copy=False)
 
 

@@ -79,12 +79,13 @@ class Checkpoint:
     def read(self, name: str) -> np.ndarray:
         """All of a tensor in its shape: integers as they are, other types as float32.
 
-        A complex tensor has one more axis, of its real and imaginary parts.
+        A complex tensor has one more axis, of its real and imaginary parts. Where nothing had to be decoded this is a view
+        of the file, which cannot be written to.
         """
         entry = self.entry(name)
         if entry.dtype in BLOCKS and entry.dtype[0] in "IUB" and entry.dtype != "BF16":
-            return decode(entry.dtype, self.data(entry, 0, entry.bytes)).reshape(entry.shape).copy()
-        return self._values(entry, 0, entry.shape[0] if entry.shape else 1).reshape(*entry.shape, *_more(entry))
+            return decode(entry.dtype, self.data(entry, 0, entry.bytes)).reshape(entry.shape)
+        return self._values(entry, 0, entry.shape[0] if entry.shape else 1).reshape((*entry.shape, *_more(entry)))
 
     def rows(self, name: str, first: int, last: int) -> np.ndarray:
         """Rows `first` to `last` (exclusive) of a tensor as float32; all others stay on disk."""
