@@ -17,7 +17,7 @@ from intaglio.errors import IntaglioError, SubjectError
 from intaglio.model.header import MAX_HEADER_BYTES, parse_header
 from intaglio.model.tensors import open_checkpoint
 
-QUICK = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PATH = Path("model.safetensors")
 INT_OR_NAN = st.one_of(st.integers(-3, 40), st.integers(2**62, 2**70), st.floats(), st.booleans(), st.none(), st.text(max_size=3))
 
@@ -35,7 +35,7 @@ def good(**changes: object) -> dict:
     return {"__metadata__": {"format": "pt"}, "a": tensor(), "b": tensor("U8", [4], [24, 28])} | changes
 
 
-DATA = bytes(range(28))
+DATA, ONE = bytes(range(28)), b'{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
 
 
 def opened(path: Path, content: bytes) -> object:
@@ -45,7 +45,8 @@ def opened(path: Path, content: bytes) -> object:
 
 def test_a_sound_file_is_read(tmp_path):
     found = opened(tmp_path / "x.safetensors", packed(good(), DATA))
-    assert [(e.name, e.dtype, e.shape, e.bytes) for e in found.entries.values()] == [("a", "F32", (2, 3), 24), ("b", "U8", (4,), 4)]
+    said = [(e.name, e.dtype, e.shape, e.bytes) for e in found.entries.values()]
+    assert said == [("a", "F32", (2, 3), 24), ("b", "U8", (4,), 4)]
     assert found.metadata == {"format": "pt"} and found.files == ("x.safetensors",)
     assert found.read("b").tolist() == [24, 25, 26, 27] and found.read("b").dtype == np.uint8
     assert found.read("a").tobytes() == DATA[:24]
@@ -59,18 +60,19 @@ def test_a_sound_file_is_read(tmp_path):
     (packed(b"{" + b'"a":[' * 5000), "nested too deeply|not valid JSON"), (packed(b'{"a": \xff}'), "not valid JSON"),
     (packed(b'{"a": NaN}'), "NaN"), (packed(b'{"a": 1}'), "not described by"),
     (packed(b"{" + b"," * 4_100_000), "absurd size"),
-    (packed(b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]}, "a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"\0"),
-     "a stands twice"),
+    (packed(b'{"a": ' + ONE + b', "a": ' + ONE + b"}", b"\0"), "a stands twice"),
     (packed(b'{"a": {"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"\0"), "dtype stands twice"),
     (packed(good(), DATA[:-1]), "cut short"), (packed(good(), DATA + b"\0"), "after the last tensor"),
     (packed(good(a=tensor(dtype="F7")), DATA), "unknown type"), (packed(good(a=tensor(dtype=["F32"])), DATA), "unknown type"),
     (packed(good(a=tensor(shape=[2, 4])), DATA), "do not fit its shape"), (packed(good(a=tensor(shape=[-2, -3])), DATA), "shape"),
     (packed(good(a=tensor(shape=[2.0, 3])), DATA), "shape"), (packed(good(a=tensor(shape=[True, 6])), DATA), "shape"),
-    (packed(good(a=tensor(shape={"0": 2})), DATA), "shape"), (packed(good(a=tensor(shape=[2**40, 2**40])), DATA), "beyond any file"),
+    (packed(good(a=tensor(shape={"0": 2})), DATA), "shape"),
+    (packed(good(a=tensor(shape=[2**40, 2**40])), DATA), "beyond any file"),
     (packed(good(a=tensor(shape=[2**40, 2**40, 0], offsets=[0, 0])), DATA), "beyond any file"),
     (packed(good(a=tensor(offsets=[24, 0])), DATA), "in order"), (packed(good(a=tensor(offsets=[-24, 0])), DATA), "in order"),
     (packed(good(a=tensor(offsets=[0, 24, 24])), DATA), "in order"), (packed(good(a=tensor(extra=1)), DATA), "not described by"),
-    (packed(good(b=tensor("U8", [5], [23, 28])), DATA), "overlap"), (packed(good(b=tensor("U8", [3], [25, 28])), DATA), "no tensor"),
+    (packed(good(b=tensor("U8", [5], [23, 28])), DATA), "overlap"),
+    (packed(good(b=tensor("U8", [3], [25, 28])), DATA), "no tensor"),
     (packed(good(b=tensor("U8", [4], [2**62, 2**62 + 4])), DATA), "no tensor"),
     (packed(good(a=tensor("F4", [3], [0, 1]), b=tensor("U8", [27], [1, 28])), DATA), "do not fit"),
     (packed(good(__metadata__={"format": 1}), DATA), "metadata"), (packed(good(__metadata__="pt"), DATA), "metadata"),
@@ -89,7 +91,9 @@ def agree(content: bytes, path: Path) -> None:
         return
     try:
         theirs = peer_load(content)
-    except (SafetensorError, KeyError, AttributeError, TypeError):  # bf16 and such, which numpy has no type for
+    except SafetensorError as refused:
+        pytest.fail(f"the library refuses what was read: {refused}")
+    except (KeyError, AttributeError, TypeError):  # bf16 and such, which numpy has no type for
         theirs = None
     data = path.stat().st_size
     for name, e in found.entries.items():

@@ -84,9 +84,7 @@ def minifloat(exponent: int, mantissa: int, bias: int, special: str) -> np.ndarr
 
 @functools.cache
 def _powers() -> np.ndarray:
-    values = np.ldexp(np.float32(1), np.arange(256) - 127).astype(np.float32)
-    values[255] = np.nan
-    return values
+    return np.append(np.ldexp(1.0, np.arange(255) - 127), np.nan).astype(np.float32)
 
 
 def _whole(data: np.ndarray) -> np.ndarray:

@@ -162,6 +162,8 @@ def _json(text: bytes, path: Path) -> dict[str, Any]:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
+    for name, value in pairs:
+        (name + value if isinstance(value, str) else name).encode()  # half a character has no place in UTF-8
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
