@@ -13,7 +13,7 @@ from typing import Any
 
 from intaglio.address import Address
 from intaglio.errors import InputError, SubjectError
-from intaglio.model.families import place
+from intaglio.model.families import LAYER, place
 from intaglio.model.stored import Checkpoint
 
 EMBED = {"embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings"}
@@ -70,7 +70,8 @@ class Parts:
         conv1d = any(e.name.endswith("c_attn.weight") and len(e.shape) == 2 and e.shape[0] < e.shape[1]
                      for e in checkpoint.entries.values())  # fmt: skip
         self.of = {name: self._part(name, sandwich, conv1d) for name in checkpoint.entries}
-        self.n_layers = 1 + max((p.address.layer for p in self.of.values() if p.address.layer is not None), default=-1)
+        numbered = (LAYER.search(name) for name in self.of if not _ELSEWHERE.search(name))
+        self.n_layers = 1 + max((int(found[1]) for found in numbered if found), default=-1)
         self._config = text_config(checkpoint.config)
         self._heads: dict[int, Heads] = {}
 

@@ -18,7 +18,6 @@ import numpy as np
 
 from intaglio.address import Address, parse_head
 from intaglio.errors import InputError, StoreError, SubjectError
-from intaglio.model.dtypes import BLOCKS
 from intaglio.model.header import Entry, product, read_header
 from intaglio.model.parts import Parts
 from intaglio.model.slices import byte_runs, places_of
@@ -183,7 +182,7 @@ def _key(row: dict[str, Any]) -> str:
 def _piece(checkpoint: Checkpoint, row: dict[str, Any]) -> Piece:
     entry = checkpoint.entries[row["tensor"]]
     shape = _shape(entry, row)
-    if entry.dtype not in BLOCKS or entry.paired or entry.shift:
+    if checkpoint.gguf:
         return "F32", shape, _values(checkpoint, entry, row).astype("<f4").tobytes()
     per_block, block_bytes = entry.block
     if row["run_bytes"] * row["runs"] * per_block != product(shape) * block_bytes:

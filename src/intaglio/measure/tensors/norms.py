@@ -118,6 +118,6 @@ def _part(checkpoint: Any, name: str, span: tuple[int, int]) -> tuple[float, flo
             x = np.where(finite, x, np.float32(0)).astype(np.float64)
             square = float((x * x).sum())
         total += square
-        zeros += x.size - np.count_nonzero(x)
+        zeros += int(x.size - np.count_nonzero(x))
         largest = max(largest, float(x.max(initial=0)), -float(x.min(initial=0)))
     return total, largest, zeros, bad
