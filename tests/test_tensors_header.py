@@ -59,7 +59,7 @@ def test_a_sound_file_is_read(tmp_path):
     (packed(b""), "does not begin with {"), (packed(b"[]"), "does not begin with {"), (packed(b"{"), "not valid JSON"),
     (packed(b"{" + b'"a":[' * 5000), "nested too deeply|not valid JSON"), (packed(b'{"a": \xff}'), "not valid JSON"),
     (packed(b'{"a": NaN}'), "NaN"), (packed(b'{"a": 1}'), "not described by"),
-    (packed(b"{" + b"," * 4_100_000), "absurd size"),
+    (packed(b"{" + b"," * 2_100_000), "absurd size"),
     (packed(b'{"a": ' + ONE + b', "a": ' + ONE + b"}", b"\0"), "a stands twice"),
     (packed(b'{"a": {"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"\0"), "dtype stands twice"),
     (packed(good(), DATA[:-1]), "cut short"), (packed(good(), DATA + b"\0"), "after the last tensor"),

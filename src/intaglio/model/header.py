@@ -20,7 +20,7 @@ from intaglio.errors import SubjectError
 from intaglio.model.dtypes import BLOCKS
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-MAX_MARKS = 4_000_000  # commas and brackets; a tensor takes about ten. Beyond it, parsing alone would fill the memory
+MAX_MARKS = 2_000_000  # commas and brackets; a tensor takes about ten. Beyond it, parsing alone would fill the memory
 MAX_BYTES = 2**63 - 1
 _FIELDS = {"dtype", "shape", "data_offsets"}
 
@@ -138,8 +138,11 @@ def load_json(text: bytes, what: str) -> dict[str, Any]:
     """An object without a name twice.
 
     Raises:
-        SubjectError: it is not JSON in UTF-8, or not an object, or has a name twice.
+        SubjectError: it is not JSON in UTF-8, or not an object, or has a name twice, or more values than any model needs.
     """
+    marks = sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    if marks > MAX_MARKS:
+        raise SubjectError(f"{what} is of absurd size", got=f"{marks:,} values", expected=f"at most {MAX_MARKS:,}")
     try:
         found = json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
     except RecursionError:
@@ -154,9 +157,6 @@ def load_json(text: bytes, what: str) -> dict[str, Any]:
 def _json(text: bytes, path: Path) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise _bad(path, "its header does not begin with {")
-    marks = sum(text.count(mark) for mark in (b",", b"[", b"{"))
-    if marks > MAX_MARKS:
-        raise _bad(path, "its header is of absurd size", got=f"{marks:,} values", expected=f"at most {MAX_MARKS:,}")
     return load_json(text, f"the header of {path}")
 
 

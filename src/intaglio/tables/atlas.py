@@ -110,10 +110,11 @@ ATLAS = (
         Column("text", "int32", "", "which reference text (from 0); its tokens are in `about`"),
         Column("triangle", "string", "", "base64 of the deflated lower triangle, row by row, one byte each: 255 times attention"),
     )),
-    Table("places", ("address", "tensor"), "the bytes that hold a head", (
+    Table("places", ("address", "tensor", "role"), "the bytes that hold a head", (
         ADDRESS,
         Column("tensor", "string", "", "name of the tensor in the file"),
-        Column("role", "string", "", "q, k, v or o; with .bias where it is one"),
+        Column("role", "string", "", "q, k, v or o (sink where a head has one); with .bias where it is one; "
+               "a fused tensor holds several"),
         Column("file", "string", "", "name of the file, relative to the subject's folder"),
         Column("dtype", "string", "", "type of the numbers as stored"),
         Column("shape", "list<int64>", "", "shape of the whole tensor"),
