@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from conftest import save_subject
 from families import FAMILIES, family
 from intaglio.address import parse_head
+from intaglio.atlas import AtlasData
 from intaglio.errors import IntaglioError
 from intaglio.model.parts import Parts
-from intaglio.model.slices import byte_runs, places_of
+from intaglio.model.slices import byte_runs, head_places, places_of
 from intaglio.model.surgery import cut_head, graft_head, read_head
 from intaglio.model.tensors import open_checkpoint
 
@@ -100,8 +103,9 @@ def test_an_address_is_printed_with_its_bytes(model, intaglio, tmp_path, capsys)
 
 
 def test_numbers_that_are_none_are_told(tmp_path, intaglio, capsys):
-    save_file({"x": torch.tensor([1.0, float("nan"), float("inf")])}, tmp_path / "x.safetensors")
-    intaglio("tensors", tmp_path / "x.safetensors")
+    save_file({"x": torch.tensor([[1.0, float("nan")], [float("inf"), 2.0]])}, tmp_path / "x.safetensors")
+    intaglio("tensors", tmp_path / "x.safetensors", "--spectra", "--json", tmp_path / "x.json")
+    assert json.loads((tmp_path / "x.json").read_text())["tensors"][0]["l2"] == pytest.approx(5**0.5)
     assert "2 numbers are infinite or not a number" in capsys.readouterr().out
 
 
@@ -306,6 +310,19 @@ def test_a_model_without_attention(tmp_path, refused):
     save_file({"backbone.layers.0.mixer.in_proj.weight": torch.zeros(4, 4)}, tmp_path / "x.safetensors")
     assert "no attention whose heads are known" in refused("tensors", tmp_path / "x.safetensors", "--address", "0.0")
     assert Parts(open_checkpoint(tmp_path / "x.safetensors")).n_layers == 1
+
+
+def test_torch_is_not_needed(model, tmp_path):
+    words = ["tensors", str(model), "--spectra", "--json", str(tmp_path / "x.json")]
+    code = "import sys; from intaglio.cli import main\n"
+    code += f"try: main({words!r})\nexcept SystemExit as e: assert not e.code\nassert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_places_fit_their_table(model):
+    rows = head_places(open_checkpoint(model))
+    table = AtlasData({}, {"places": rows}).rows_of("places")
+    assert table.num_rows == 2 * 4 * 4 and table.to_pylist() == rows
 
 
 @pytest.mark.real

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from intaglio.model.dtypes import BLOCKS, as_float32, decode
-from intaglio.model.surgery import write_safetensors
+from intaglio.model.header import write_safetensors
 from intaglio.model.tensors import open_checkpoint
 
 TORCH = {

@@ -39,7 +39,7 @@ def listing(checkpoint: Checkpoint, *, spectra: bool = False) -> dict[str, Any]:
             "shape": list(e.shape), "start": e.start, "stop": e.stop, "numbers": e.numbers, "bytes": e.bytes,
             "l2": norm.l2, "largest": norm.largest, "zeros": norm.zeros, "nonfinite": norm.nonfinite,
             **({"stored_as": e.stored} if e.stored and e.stored != name else {}),
-            **({"spectrum": _spectrum(checkpoint, name)} if spectra else {}),
+            **({"spectrum": None if norm.nonfinite else _spectrum(checkpoint, name)} if spectra else {}),
         })  # fmt: skip
     rows.sort(key=lambda row: (parts.of[row["tensor"]].address, _ROLES.get(row["role"], len(_ROLES)), row["tensor"]))
     return {

@@ -23,6 +23,7 @@ MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_MARKS = 2_000_000  # commas and brackets; a tensor takes about ten. Beyond it, parsing alone would fill the memory
 MAX_BYTES = 2**63 - 1
 _FIELDS = {"dtype", "shape", "data_offsets"}
+Piece = tuple[str, tuple[int, ...], bytes]  # a tensor to write: type, shape, numbers
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,21 @@ def parse_header(text: bytes, data_bytes: int, path: Path) -> tuple[dict[str, En
         raise _bad(path, "there are bytes after the last tensor", got=f"{8 + len(text) + data_bytes:,} bytes",
                    expected=f"{at:,}")  # fmt: skip
     return {e.name: e for e in entries}, metadata
+
+
+def write_safetensors(path: Path, pieces: dict[str, Piece], metadata: dict[str, str]) -> None:
+    """A safetensors file of any types, from their bytes."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for name, (dtype, shape, data) in pieces.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, _, data in pieces.values():
+            file.write(data)
 
 
 def product(shape: tuple[int, ...]) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 
 from intaglio.address import Address, parse_head
 from intaglio.errors import InputError, StoreError, SubjectError
-from intaglio.model.header import Entry, product, read_header
+from intaglio.model.header import Entry, Piece, product, read_header, write_safetensors
 from intaglio.model.parts import Parts
 from intaglio.model.slices import byte_runs, places_of
 from intaglio.model.stored import Checkpoint
@@ -26,7 +26,6 @@ from intaglio.model.stored import Checkpoint
 FORMAT = "intaglio-head"
 FACTS = ("n_heads", "n_key_heads", "head_dim", "width")
 SAMPLE_BYTES = 4096
-Piece = tuple[str, tuple[int, ...], bytes]  # type, shape, numbers
 
 
 @dataclass(frozen=True)
@@ -149,21 +148,6 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 def places_shared(places: list[dict[str, Any]]) -> list[str]:
     """Heads that use some of these bytes too."""
     return sorted({a for row in places for a in row["shared_with"]}, key=lambda a: parse_head(a))
-
-
-def write_safetensors(path: Path, pieces: dict[str, Piece], metadata: dict[str, str]) -> None:
-    """A safetensors file of any types, from their bytes."""
-    header: dict[str, Any] = {"__metadata__": metadata}
-    at = 0
-    for name, (dtype, shape, data) in pieces.items():
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + len(data)]}
-        at += len(data)
-    text = json.dumps(header, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, _, data in pieces.values():
-            file.write(data)
 
 
 def check_new(out: Path) -> None:
