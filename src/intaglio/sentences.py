@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Mark = Literal["measured", "known", "heuristic", "unknown"]
-Kind = Literal["number", "signed", "percent", "whole", "token", "tokens", "part", "parts", "text"]
+Kind = Literal["number", "signed", "percent", "fine", "whole", "token", "tokens", "part", "parts", "text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,11 @@ def signed(value: float | None) -> Shown:
 def pct(share: float | None) -> Shown:
     """A share as percent."""
     return Shown(share, "percent")
+
+
+def fine(share: float | None) -> Shown:
+    """A share as percent with two digits, however small."""
+    return Shown(share, "fine")
 
 
 def whole(count: int) -> Shown:

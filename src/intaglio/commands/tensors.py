@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intaglio.commands.options import explained
+from intaglio.commands.options import Lang, explained
 from intaglio.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 @explained
 def tensors(
-    subject: str, *, address: str | None = None, spectra: bool = False, head: str | None = None, graft: Path | None = None,
-    into: str | None = None, without_shared: bool = False, out: Path | None = None, json: Path | None = None,
+    subject: str, *, address: str | None = None, spectra: bool | None = None, diff: str | None = None, walk: str | None = None,
+    head: str | None = None, graft: Path | None = None, into: str | None = None, without_shared: bool = False,
+    out: Path | None = None, json: Path | None = None, lang: Lang = "en",
 ) -> None:  # fmt: skip
     """Show what is in a model's files: parts, tensors, shapes, types, byte ranges, lengths.
 
     Headers are read strictly and nothing is executed; numbers are streamed, so a file larger than memory works.
     With --head one head is cut out into a file, with --graft it is put into a copy of another checkpoint of the same
-    shape, of which every other byte stays.
+    shape, of which every other byte stays. With --diff it is laid beside another checkpoint of its shape, or a LoRA adapter
+    on it; with --walk one part is followed from its idea to plain PyTorch and the bytes.
 
     Examples:
 
@@ -33,6 +35,8 @@ def tensors(
         intaglio tensors smollm2 --address L18.attn.H6
         intaglio tensors smollm2 --head 18.6 --out head.safetensors
         intaglio tensors ./tuned --graft head.safetensors --out ./grafted
+        intaglio tensors ./base --diff ./tuned --out moved.html
+        intaglio tensors smollm2 --walk L18.attn.H6
 
     Parameters
     ----------
@@ -41,7 +45,12 @@ def tensors(
     address
         Only this part: its tensors, rows, columns and byte ranges. L18.attn.H6 (18.6 for short), L3.mlp.N120, L3.attn, embed.
     spectra
-        Also the effective rank and the largest singular values of every matrix.
+        Also the effective rank and the largest singular values of every matrix; --diff gives ranks, directions and turning
+        unless --no-spectra.
+    diff
+        What moved from the subject to this model of the same shape, or by this adapter's folder.
+    walk
+        From the idea to the bytes of this part: formula, code, tensors, configuration.
     head
         Cut this head (18.6) out into the file --out.
     graft
@@ -51,11 +60,12 @@ def tensors(
     without_shared
         Leave rows of k and v alone where other heads use them too.
     out
-        The file of --head (.safetensors); the new folder or file of --graft. It must not exist.
+        The file of --head (.safetensors); the new folder or file of --graft, which must not exist; the page of --diff or
+        --walk (.html).
     json
         Write what is shown as JSON.
     """
-    mode = only_one({"--address": address, "--head": head, "--graft": graft})
+    mode = only_one({"--address": address, "--head": head, "--graft": graft, "--diff": diff, "--walk": walk})
     _check_options(mode, out=out, into=into, without_shared=without_shared, spectra=spectra, json=json)
     checkpoint = open_named(subject)
     console = make_console()
@@ -65,10 +75,18 @@ def tensors(
         _cut(checkpoint, head, out, json, console)
     elif mode == "--graft":
         _graft(checkpoint, graft, out, into, without_shared, json, console)
+    elif mode == "--diff":
+        from intaglio.commands.tensors_diff import show_diff
+
+        show_diff((subject, checkpoint), diff, spectra=spectra is not False, out=out, json=json, lang=lang, console=console)
+    elif mode == "--walk":
+        from intaglio.commands.tensors_walk import show_walk
+
+        show_walk((subject, checkpoint), walk, out=out, json=json, lang=lang, console=console)
     else:
         from intaglio.commands.tensors_list import listing, print_listing
 
-        found = listing(checkpoint, spectra=spectra)
+        found = listing(checkpoint, spectra=bool(spectra))
         print_listing(checkpoint, found, console)
         write_json(json, found, console)
 
@@ -120,8 +138,8 @@ def _check_options(mode: str | None, **given: Any) -> None:
     out, json = given["out"], given["json"]
     if mode in ("--head", "--graft") and out is None:
         raise InputError(f"{mode} needs --out", expected="the file or folder to write")
-    for name, modes in (("out", ("--head", "--graft")), ("into", ("--graft",)), ("without_shared", ("--graft",)),
-                        ("spectra", (None,))):  # fmt: skip
+    for name, modes in (("out", ("--head", "--graft", "--diff", "--walk")), ("into", ("--graft",)),
+                        ("without_shared", ("--graft",)), ("spectra", (None, "--diff"))):  # fmt: skip
         if given[name] and mode not in modes:
             wanted = " or ".join(m for m in modes if m)
             raise InputError(f"--{name.replace('_', '-')} belongs to {wanted or 'the whole listing'}")

@@ -155,9 +155,13 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _matches(pattern: str, module: str) -> bool:
-    """As peft does it: the pattern is a regular expression for the end of a module's name."""
-    if len(pattern) > 500:
-        return False
+    """As peft does it: the pattern is a regular expression for the end of a module's name.
+
+    Raises:
+        SubjectError: one with so many repeats that matching it could take for ever.
+    """
+    if len(pattern) > 500 or sum(pattern.count(sign) for sign in "*+{") > 3:
+        raise SubjectError("a pattern of adapter_config.json is not one that adapters need", got=pattern[:60])
     try:
         return re.match(rf"(.*\.)?({pattern})$", module) is not None
     except re.error:

@@ -5,58 +5,29 @@ Products are taken in float32 along a row (or a segment of one) and added up in 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-CHUNK = 2**17  # numbers looked at together: a few such arrays fit a core's own cache
-SPAN_BYTES = 8 * 2**20  # of float32 in one task of one thread
+from intaglio.measure.tensors.reading import Reader, chunks, scratch, spans, table_of
+from intaglio.model.tensors import Checkpoint
+
+LONGEST = 2**16  # numbers whose products are added up in float32
 T, R = TypeVar("T"), TypeVar("R")
 
 
 def row_dots(x_RC: np.ndarray, y_RC: np.ndarray) -> np.ndarray:
-    """(R,) products of rows, as float64; each row's own sum is taken in float32."""
+    """(R,) products of rows, as float64; sums of up to `LONGEST` numbers are taken in float32."""
+    if x_RC.shape[1] > LONGEST:
+        return sum(row_dots(x_RC[:, i : i + LONGEST], y_RC[:, i : i + LONGEST]) for i in range(0, x_RC.shape[1], LONGEST))
     if hasattr(np, "vecdot"):
         return np.vecdot(x_RC, y_RC).astype(np.float64)
     return np.einsum("rc,rc->r", x_RC, y_RC).astype(np.float64)
-
-
-def table_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """A tensor's shape as rows and columns: what is left of a first dimension lies side by side; a vector is one row."""
-    if len(shape) < 2:
-        return 1, int(np.prod(shape, dtype=np.int64))
-    return int(shape[0]), int(np.prod(shape[1:], dtype=np.int64))
-
-
-def spans(shape: tuple[int, ...], max_bytes: int = SPAN_BYTES) -> Iterator[tuple[int, int]]:
-    """Ranges of a tensor's first dimension, each of at most `max_bytes` of float32 (but at least one)."""
-    if not shape:
-        yield 0, 1
-        return
-    width = max(1, int(np.prod(shape[1:], dtype=np.int64)))
-    count = max(1, max_bytes // (4 * width))
-    for first in range(0, shape[0], count):
-        yield first, min(first + count, shape[0])
-
-
-def rows_of(checkpoint: Any, name: str, first: int, last: int) -> np.ndarray:
-    """Rows of a tensor as a float32 table; a vector's numbers as one row."""
-    shape = checkpoint.entry(name).shape
-    if not shape:
-        return checkpoint.read(name).astype(np.float32, copy=False).reshape(1, 1)
-    values = checkpoint.rows(name, first, last)
-    return values.reshape(1, -1) if len(shape) == 1 else values.reshape(last - first, -1)
-
-
-def chunks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of rows of about `CHUNK` numbers."""
-    step = max(1, CHUNK // max(1, columns))
-    for first in range(0, rows, step):
-        yield slice(first, min(first + step, rows))
 
 
 def in_threads(work: Callable[[T], R], tasks: Iterable[T], *, workers: int | None = None) -> Iterator[R]:
@@ -86,7 +57,7 @@ class Norm:
     nonfinite: int
 
 
-def norms(checkpoint: Any, names: Iterable[str] | None = None, *, workers: int | None = None) -> dict[str, Norm]:
+def norms(checkpoint: Checkpoint, names: Iterable[str] | None = None, *, workers: int | None = None) -> dict[str, Norm]:
     """The length of every tensor, streamed.
 
     Args:
@@ -97,20 +68,22 @@ def norms(checkpoint: Any, names: Iterable[str] | None = None, *, workers: int |
     wanted = list(checkpoint.entries if names is None else names)
     tasks = [(name, span) for name in wanted for span in spans(checkpoint.entry(name).shape)]
     found = {name: [0.0, 0.0, 0, 0] for name in wanted}
-    for (name, _), part in zip(tasks, in_threads(lambda task: _part(checkpoint, *task), tasks, workers=workers)):
+    reader = Reader(checkpoint)
+    for (name, _), part in zip(tasks, in_threads(lambda task: _part(reader, *task), tasks, workers=workers)):
         held = found[name]
         held[0] += part[0]
         held[1] = max(held[1], part[1])
         held[2] += part[2]
         held[3] += part[3]
-    return {name: Norm(float(np.sqrt(s)), float(m), int(z), int(bad)) for name, (s, m, z, bad) in found.items()}
+    return {name: Norm(math.sqrt(s), m, z, bad) for name, (s, m, z, bad) in found.items()}
 
 
-def _part(checkpoint: Any, name: str, span: tuple[int, int]) -> tuple[float, float, int, int]:
-    table = rows_of(checkpoint, name, *span)
+def _part(reader: Reader, name: str, span: tuple[int, int]) -> tuple[float, float, int, int]:
+    """Sum of squares, largest size, zeros and numbers that are not finite, of some rows."""
     total, largest, zeros, bad = 0.0, 0.0, 0, 0
-    for part in chunks(*table.shape):
-        x = table[part]
+    for first, last, _ in chunks(table_of(reader.checkpoint.entry(name).shape, span), span):
+        x = reader.rows(name, first, last)
+        zeros += int(np.count_nonzero(np.equal(x, 0, out=scratch("zero", x, np.bool_))))
         square = float(row_dots(x, x).sum())
         if not np.isfinite(square):
             finite = np.isfinite(x)
@@ -118,6 +91,5 @@ def _part(checkpoint: Any, name: str, span: tuple[int, int]) -> tuple[float, flo
             x = np.where(finite, x, np.float32(0)).astype(np.float64)
             square = float((x * x).sum())
         total += square
-        zeros += int(x.size - np.count_nonzero(x))
         largest = max(largest, float(x.max(initial=0)), -float(x.min(initial=0)))
     return total, largest, zeros, bad

@@ -13,7 +13,7 @@ import numpy as np
 EXACT_UP_TO = 1536  # of the smaller side; an eigenvalue problem of it takes about half a second on one core
 SKETCH = 40  # directions of the sampled spectrum
 POWERS = 2  # times the sample is sharpened
-SPAN_BYTES = 32 * 2**20
+SPAN_BYTES = 8 * 2**20  # of float32 read at a time
 Rows = Callable[[int, int], np.ndarray]  # (first, last) -> float32 (last - first, columns)
 
 
@@ -181,14 +181,18 @@ def _sampled(rows: Rows, shape: tuple[int, int], k: int, rng: np.random.Generato
 
 
 def _rank_bounds(squares: np.ndarray, total: float, others: int) -> tuple[float, float]:
-    """Effective rank if the rest of the squared length lies in as few values as it can, and if in all the others alike."""
+    """Effective rank if the rest of the squared length lies in as few values as it can, and if in all the others alike.
+
+    As few as it can: each as large as the largest found. The last values found would not do as a bound, for a sample takes
+    them for smaller than they are where the spectrum is flat.
+    """
     if not total:
         return 0.0, 0.0
-    rest, least = max(0.0, total - squares.sum()), squares[squares > 0].min(initial=np.inf)
+    rest = max(0.0, total - squares.sum())
     known = squares[squares > 0] / total
     entropy = float(-(known * np.log(known)).sum())
     if rest <= total * 1e-12 or others <= 0:
         return float(np.exp(entropy)), float(np.exp(entropy))
     share = rest / total
-    few = min(max(1.0, rest / least), float(others))
+    few = min(max(1.0, rest / squares.max()), float(others))
     return tuple(float(np.exp(entropy - share * np.log(share / n))) for n in (few, float(others)))

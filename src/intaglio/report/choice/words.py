@@ -67,6 +67,8 @@ class Words(Texts):
                 text = n.whole(int(what))
             case "percent":
                 text = n.percent(what)
+            case "fine":
+                text = n.fine_percent(what)
             case "signed":
                 text = n.signed(what)
             case _:

@@ -1,0 +1,1 @@
+"""What the numbers about tensors on disk say, in sentences."""
