@@ -18,8 +18,9 @@ ATLAS = (
         ADDRESS,
         Column("layer", "int32", "", "layer (from 0)"),
         Column("head", "int32", "", "head of its layer (from 0)"),
-        Column("role", "string", "", "the role with the most evidence among those that are beyond their null, else unresolved"),
-        Column("roles", "list<string>", "", "all roles that are beyond their null, the one with the most evidence first"),
+        Column("role", "string", "", "the role with the most evidence among those that are beyond their null, else "
+               "unresolved; the first-token sink, where heads rest, only if there is no other"),
+        Column("roles", "list<string>", "", "all roles that are beyond their null, in the same order"),
         _SCORE, _LOW, _HIGH, _NULL,
         Column("evidence", "float64", "", "how far the score lies between its null and the best possible: "
                "(score - null) / (1 - null), 0 for an unresolved head"),
@@ -31,6 +32,8 @@ ATLAS = (
                "does not: a false attention path where it is high"),
         Column("content_share", "float64", "", "share of its attention that stays when the template changes and the "
                "content does not"),
+        Column("template_null", "float64", "", "the same share between positions that do not belong together"),
+        Column("content_null", "float64", "", "the same for `content_share`"),
     )),
     Table("scores", ("address", "role", "detail"), "every role of every head, with null and interval", (
         ADDRESS, _ROLE,
@@ -55,18 +58,21 @@ ATLAS = (
     Table("weights", ("address",), "what the weights say without any text", (
         ADDRESS,
         Column("ov_copying", "float64", "", "copying by the OV circuit: (sum of the eigenvalues of W_E W_V W_O W_U) / (sum of "
-               "their sizes); 1 raises what it reads, -1 lowers it"),
-        Column("ov_copying_null", "float64", "", "95th percentile of the absolute score of matrices with the same singular "
-               "values and random directions"),
-        Column("qk_matching", "float64", "", "the same ratio for the QK circuit without rotation: 1 attends to its like"),
+               "their sizes), the mean logit taken off; 1 raises what it reads, -1 lowers it"),
+        Column("ov_copying_null", "float64", "", "95th percentile of the absolute score of heads whose W_V W_O has the same "
+               "singular values and random directions, between the same embeddings; trained heads share directions, so most "
+               "are beyond it"),
+        Column("qk_matching", "float64", "", "the same ratio for the QK circuit without rotation, each query's mean taken off: 1 "
+               "attends to its like, -1 to its unlike"),
+        Column("qk_matching_null", "float64", "", "as ov_copying_null, for qk_matching"),
         Column("ov_rank", "float64", "", "effective rank of W_V W_O: exp of the entropy of its squared singular values' shares"),
         Column("qk_rank", "float64", "", "effective rank of W_Q W_K, the same way"),
         Column("ov_l2", "float64", "", "length (Frobenius) of W_V W_O"),
         Column("qk_l2", "float64", "", "length (Frobenius) of W_Q W_K, scaled as scores are"),
-        Column("profile_offset", "int32", "tokens", "distance back that the mean query and mean key prefer under rotation; null "
-               "without rotary positions"),
+        Column("profile_offset", "int32", "tokens", "distance back that the mean query and mean key prefer under rotation, or by "
+               "learnt positions; null where positions act in neither way"),
         Column("profile", "list<float64>", "nats", "score of the mean query with the mean key by distance back (0, 1, 2, ...), "
-               "its mean taken off; empty without rotary positions"),
+               "its mean taken off; empty where `profile_offset` is null"),
     )),
     Table("reads", ("address", "circuit", "rank"), "what a head reads and writes, as tokens, from its weights", (
         ADDRESS,
@@ -75,15 +81,20 @@ ATLAS = (
         Column("rank", "int32", "", "place by strength (from 0)"),
         Column("source", "string", "", "the token read (ov) or looking (qk), as letters"),
         Column("token", "string", "", "the token raised or lowered (ov) or looked at (qk), as letters"),
-        Column("value", "float64", "", "the entry of the circuit's matrix, over embeddings brought to the first norm's scale"),
+        Column("value", "float64", "", "the entry of the circuit's matrix, over embeddings brought to the first norm's scale, "
+               "less its mean over tokens read (ov) or looked at (qk)"),
     )),
-    Table("composition", ("reader", "writer", "side"), "which head's output enters which head's circuit, from weights", (
+    Table("composition", ("reader", "writer", "side"), "which head's output enters which later head's circuit, from weights: "
+          "the writers of the largest excess for every reader and side", (
         Column("reader", "string", "", "the later head"),
         Column("writer", "string", "", "the earlier head"),
         Column("side", "string", "", "q, k or v: where the writer's output enters"),
         Column("score", "float64", "", "|M W| / (|M| |W|) by Frobenius lengths, M the reader's circuit, W the writer's W_V W_O"),
-        Column("null", "float64", "", "the same for random directions of the same singular values: mean over draws"),
-        Column("excess", "float64", "", "score less null, in standard deviations of the null"),
+        Column("null", "float64", "", "the same for random directions of the same singular values: its mean, as worked out"),
+        Column("excess", "float64", "", "score less null, in standard deviations of the null; trained heads share directions, "
+               "so most pairs are beyond it"),
+        Column("apart", "float64", "", "score less the median over all earlier heads, in robust standard deviations over them: "
+               "how far this writer stands out; null under eight of them"),
     )),
     Table("clusters", ("cluster",), "heads grouped by their patterns over a reference text", (
         Column("cluster", "int32", "", "number of the group, the largest first"),
@@ -94,16 +105,17 @@ ATLAS = (
         Column("features", "string", "", "JSON: mean of each feature of the pattern over its heads"),
     )),
     Table("levels", ("level",), "how each level of the architecture writes knowledge into weights", (
-        Column("level", "string", "", "embed, q, k, v, o, gate, up, down, norm or unembed"),
-        Column("parameters", "int64", "", "numbers stored at this level, all layers together"),
+        Column("level", "string", "", "embed, positions, q, k, v, o, gate, up, down, norm, unembed or other"),
+        Column("parameters", "int64", "", "numbers stored at this level, all layers together; 0 where they are another's"),
         Column("share", "float64", "", "of all parameters of the model"),
         Column("weight_l2", "float64", "", "length of its weights, all layers together"),
         Column("effective_rank", "float64", "", "exp of the entropy of the squared singular values' shares, mean over layers; "
-               "null for vectors"),
-        Column("full_rank", "float64", "", "the largest that it could be"),
+               "null for vectors and for matrices of more than 2048 rows and columns"),
+        Column("full_rank", "float64", "", "the largest that it could be, mean over layers"),
         Column("top_share", "float64", "", "share of the squared length in the largest singular value, mean over layers"),
         Column("moved", "float64", "", "length of the difference to the other checkpoint, over weight_l2; null without one"),
         Column("moved_rank", "float64", "", "effective rank of the difference, mean over layers; null without one"),
+        Column("shared_with", "string", "", "the level whose matrix this one is too, where embeddings are tied; else null"),
     )),
     Table("patterns", ("address", "text"), "a head's attention on a reference text", (
         ADDRESS,
