@@ -3,14 +3,19 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   ?= runs/demo
+BORN   ?= runs/born
+SEEDS  ?= 1
 
-.PHONY: help demo test setup bench lint clean
+.PHONY: help demo born test setup bench lint clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
 
 demo: setup      ## train the built-in model on leaps and bridges; ends with the report's path
 	$(BIN)/intaglio steps smollm2 --out $(DEMO) --force
+
+born: setup      ## train a small attention model and watch an induction head being born; SEEDS=5: is it always the same head?
+	$(BIN)/intaglio born --out $(BORN) --seeds $(SEEDS) --force
 
 test: $(VENV)/.test setup  ## everything: rules, laws, pages
 	$(BIN)/ruff check src tests benchmarks

@@ -16,7 +16,7 @@ from torch import nn
 
 from intaglio.errors import StoreError
 
-KEEP_MOMENTS = 2  # optimizer moments are kept for the last two states only
+KEEP_MOMENTS = 2  # optimizer moments are kept for so many of the last states, unless more are asked for
 
 
 @contextlib.contextmanager
@@ -40,12 +40,14 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 def save(
     run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, tokenizer: object,
     *, carried: Mapping[str, Mapping[int, torch.Tensor]] | None = None, seconds: float = 0.0,
+    keep_moments: int = KEEP_MOMENTS,
 ) -> Path:  # fmt: skip
     """Write one state; it appears whole or not at all. Older states lose their moments.
 
     Args:
         carried: momentum by group, then by id of the parameter, where it is split by group.
         seconds: of training so far, over all parts of an interrupted run.
+        keep_moments: how many of the last states, this one included, keep the optimizer's moments.
 
     Raises:
         StoreError: the disk is full or the folder cannot be written.
@@ -74,7 +76,7 @@ def save(
     except (OSError, RuntimeError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         shutil.rmtree(aside, ignore_errors=True)
         raise StoreError(f"cannot write the state of step {step} to {folder.parent}: {error}") from None
-    for old in states(run)[:-KEEP_MOMENTS]:
+    for old in states(run)[:-keep_moments]:
         (old / "optimizer.safetensors").unlink(missing_ok=True)
     return folder
 
@@ -136,13 +138,18 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 
         set_peft_model_state_dict(model, load_file(adapter))
         return
-    tensors: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        tensors |= load_file(file)
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    missing, unexpected = model.load_state_dict(weights_of(folder), strict=False)
     tied = set(getattr(model, "_tied_weights_keys", None) or {})
     if unexpected or set(missing) - tied:
         raise StoreError(f"{folder} does not fit the model", got=", ".join([*missing, *unexpected][:3]))
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """A state's weights, or its adapters', by their names in its files."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in (*sorted(folder.glob("model*.safetensors")), *sorted(folder.glob("adapter_model.safetensors"))):
+        tensors |= load_file(file)
+    return tensors
 
 
 def _save_model(model: nn.Module, folder: Path) -> None:

@@ -130,11 +130,15 @@ def train(
     *,
     pad_id: int,
     first_step: int = 0,
+    last_step: int | None = None,
+    order: Callable[[int], list[int]] | None = None,
     after_step: Callable[[int, float], None] = lambda step, loss_nats: None,
 ) -> None:
     """Train for `recipe.steps` steps; the loss is the mean over all trained tokens of a step.
 
     Args:
+        first_step: steps taken before; `last_step`: steps taken when it stops, all of them if None.
+        order: the rows of a step, where they are not those of `batch_rows`.
         after_step: called with the steps taken and the step's mean loss, nats per token.
 
     Raises:
@@ -142,8 +146,8 @@ def train(
     """
     device = next(model.parameters()).device
     model.train()
-    for step in range(first_step, recipe.steps):
-        rows = batch_rows(len(data), recipe, step)
+    for step in range(first_step, recipe.steps if last_step is None else last_step):
+        rows = order(step) if order else batch_rows(len(data), recipe, step)
         targets = sum(data[r].targets for r in rows)
         total = 0.0
         for start in range(0, len(rows), recipe.batch_size):

@@ -15,7 +15,7 @@ SCAN_PAGE_BYTES, SCAN_PAGE_BYTES_PER_ROW = 80_000, 1_600  # a scan's page draws 
 ROW_BYTES = {
     "visits": 75, "parts": 42, "visit_parts": 13, "tokens": 28, "steps": 250, "credits": 35, "probes": 130,
     "probe_items": 20, "drift": 27, "scans": 40, "scan_credits": 25, "vocab": 13, "group_carry": 16, "pairs": 18,
-    "checkpoints": 60,
+    "checkpoints": 60, "visit_credits": 7,
 }  # fmt: skip
 EXAMPLE_BYTES, EXAMPLE_BYTES_PER_TOKEN = 90, 1.5
 SKETCH_BYTES_PER_NUMBER = {"norms": 3.3, "full": 3.3, "exact": 3.8}  # 16 bits in the place of 32; at level exact all 32
@@ -91,7 +91,9 @@ def _row_counts(job: Any, layout: Any) -> dict[str, float]:
     return {
         "visits": visits, "steps": recipe.steps, "parts": full_steps * len(layout.addresses),
         "visit_parts": visits * len(layout.addresses), "tokens": visits * tokens * job.keep_tokens,
-        "credits": credited * per_step * len(job.probes), "probes": probed * len(job.probes),
+        "credits": credited * per_step * len(job.probes),
+        "visit_credits": credited * per_step * len(job.probes) * len(layout.addresses) if job.credit_parts else 0,
+        "probes": probed * len(job.probes),
         "probe_items": probed * sum(p.items for p in job.probes.values()),
         "drift": probed * len(job.probes) * (job.model.config.get_text_config().num_hidden_layers + 1),
         "scans": job.rescan * len({i.example for i in data}), "vocab": len({t for i in data for t in i.input_ids}),

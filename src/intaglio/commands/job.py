@@ -27,8 +27,11 @@ class Job:
     probe_every: int | None = None
     checkpoint_every: int | None = None
     keep_tokens: float = 1.0
+    credit_parts: bool = False
     group_momentum: bool = False
     rescan: int = 0
+    keep_start: bool = False  # keep the state before the first step, too
+    keep_moments: int = 2  # how many of the last states keep the optimizer's moments
     resume: bool = False
     force: bool = False
     extra: dict[str, Any] = field(default_factory=dict)  # for the manifest
@@ -157,6 +160,8 @@ class Job:
             share = 1 - ledger.layout.coverage
             console.print(f"  not measured ({share:.1%} of the parameters): {', '.join(ledger.layout.unmeasured)}")
         self.started = time.perf_counter() - (checkpoint.seconds(folder) if folder else 0.0)
+        if first == 0 and self.keep_start:
+            self._save(ledger, 0, optimizer)
         scans = self._rescan_steps()
         try:
             with Progress(console, self.recipe.steps, first) as bar, ledger:
@@ -193,7 +198,8 @@ class Job:
         return Ledger(
             self.model, optimizer, out=self.out, writer=writer, level=self.level, every=self.every,
             memory=self.memory, probes=self.probes, probe_every=self.probe_every, keep_tokens=self.keep_tokens,
-            group_momentum=self.group_momentum, seed=self.recipe.seed, sources=ready.sources_of(self.data.data),
+            credit_parts=self.credit_parts, group_momentum=self.group_momentum, seed=self.recipe.seed,
+            sources=ready.sources_of(self.data.data),
             tokenizer=self.subject.tokenizer, manifest=self.manifest(), strict=True, quiet=True,
         )  # fmt: skip
 
@@ -206,6 +212,7 @@ class Job:
         folder = checkpoint.save(
             writer.folder, step, self.model, optimizer, self.subject.tokenizer,
             carried=carry.buffers if carry is not None else None, seconds=time.perf_counter() - self.started,
+            keep_moments=self.keep_moments,
         )  # fmt: skip
         path = folder.relative_to(writer.folder).as_posix()
         writer.write_manifest(checkpoints={**writer.manifest.get("checkpoints", {}), str(step): path})

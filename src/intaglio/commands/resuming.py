@@ -18,7 +18,8 @@ def check_same(job: Any, manifest: dict[str, Any]) -> None:
     for key, now in (
         ("recipe", mine["recipe"]), ("data", mine["data"]), ("subject", mine["subject"]), ("probes", probes),
         ("level", job.level), ("every", job.every), ("probe_every", job.probe_every),
-        ("keep_tokens", job.keep_tokens), ("group_momentum", job.group_momentum), ("rescan", job.rescan),
+        ("keep_tokens", job.keep_tokens), ("credit_parts", job.credit_parts),
+        ("group_momentum", job.group_momentum), ("rescan", job.rescan),
         ("memory", parse_bytes(job.memory) or 0),
     ):  # fmt: skip
         then = manifest.get(key)

@@ -40,6 +40,7 @@ def train(
     checkpoint_every: int | None = None,
     keep_tokens: float = 1.0,
     group_momentum: bool = False,
+    credit_parts: bool = False,
     rescan: int = 0,
     seed: int = 0,
     plan: bool = False,
@@ -94,6 +95,8 @@ def train(
         Steps between kept states of the model (none but the last).
     keep_tokens
         Share of examples whose rows per token are kept.
+    credit_parts
+        Keep every credit restricted to each part of the model, too, for `intaglio taught`.
     group_momentum
         Split the momentum by the data's `group` column exactly; one copy of it per group.
     rescan
@@ -107,7 +110,7 @@ def train(
     job = Job(
         subject, out, level=level, every=every, memory=memory, probe_every=probe_every,
         checkpoint_every=checkpoint_every, keep_tokens=keep_tokens, group_momentum=group_momentum, rescan=rescan,
-        resume=resume, force=force,
+        credit_parts=credit_parts, resume=resume, force=force,
     )  # fmt: skip
     settings = dict(
         batch_size=batch_size, accumulate=accumulate, lr=lr, schedule=schedule, warmup=warmup, optimizer=optimizer,

@@ -43,6 +43,7 @@ class StepBooks:
     part_decay: Tensor
     shift_NA: list[Tensor]  # per record
     token_shift_BT: list[Tensor]  # per record
+    directions: Directions = field(default_factory=Directions)  # good until the next step's snapshot is taken
     param_books: dict[int, ParamBooks] = field(default_factory=dict)
 
     @property
@@ -114,7 +115,9 @@ def settle(
     known = {id(w.param) for w in layout.weights} | {id(p) for p in layout.unmeasured.values()}
     lost = [p for group in optimizer.param_groups for p in group["params"] if id(p) in snapshot.moved - known]
     total.lost2 = sum(_plain_length2(p, snapshot) for p in lost)
-    return total.books(project(records, directions), books, split=bool(directions.plain or directions.lora))
+    found = total.books(project(records, directions), books, split=bool(directions.plain or directions.lora))
+    found.directions = directions
+    return found
 
 
 def _plain_length2(p: torch.nn.Parameter, snapshot: Snapshot) -> float:
@@ -194,6 +197,23 @@ def project(records: list[Record], directions: Directions, *, by_part: bool = Tr
                 if by_part:
                     _book(record, weight, units, factor.offset, parts)
         found.append((parts, tokens))
+    return found
+
+
+def project_tokens(records: list[Record], directions: Directions, addresses: list[int]) -> list[Tensor]:
+    """The same inner products by token and address, for some addresses only: (B, T, K) per record.
+
+    Args:
+        addresses: their places in `Layout.addresses`.
+    """
+    found = []
+    for record in records:
+        total = record.push2_NA.new_zeros(*record.write2_BT.shape, record.push2_NA.shape[1])
+        for factor in record.factors:
+            for weight, units in _units_of(factor, directions):
+                if not set(addresses).isdisjoint(weight.address_index.tolist()):
+                    weight.add_units(total[:, factor.offset : factor.offset + units.shape[1]], units)
+        found.append(total[..., addresses])
     return found
 
 

@@ -94,15 +94,26 @@ def _dot(a: Tensor, b: Tensor) -> float:
     return float(a.double().flatten() @ b.double().flatten())
 
 
-def credit_of_visits(records: list[Record], accounts: CreditAccounts) -> np.ndarray:
-    """(N,) credit of every visit of the step, nats of the probe's mean loss; NaN where no step was split among them."""
+def credit_of_visits(
+    records: list[Record], accounts: CreditAccounts, *, by_part: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Credit of every visit of the step, nats of the probe's mean loss; NaN where no step was split among them.
+
+    Args:
+        by_part: also restrict the inner product to each address's slices (`visit_credits`).
+
+    Returns:
+        (N,) credits; and (N, A) the same by address, whose sum over addresses they are, or None.
+    """
+    n, a = sum(r.caught.n_slots for r in records), records[0].push2_NA.shape[1] if records else 0
     if not (accounts.directions.plain or accounts.directions.lora):
-        return np.full(sum(r.caught.n_slots for r in records), np.nan)
-    found = []
-    for record, (_, tokens) in zip(records, project(records, accounts.directions, by_part=False)):
+        return np.full(n, np.nan), np.full((n, a), np.nan) if by_part else None
+    found, parts = [], []
+    for record, (part_NA, tokens) in zip(records, project(records, accounts.directions, by_part=by_part)):
         segment = record.caught.segment_BT
         inside = segment >= 0
         total = torch.zeros(record.caught.n_slots, dtype=torch.float64, device=tokens.device)
         total.index_add_(0, segment[inside], tokens[inside])
         found.append(total.cpu().numpy())
-    return np.concatenate(found)
+        parts.append(part_NA.cpu().numpy())
+    return np.concatenate(found), np.concatenate(parts) if by_part else None

@@ -18,6 +18,7 @@ def describe(ledger: Ledger) -> dict[str, Any]:
     return {
         "package_version": __version__, "processes": ledger.ranks.world, "level": ledger.level, "every": ledger.every,
         "probe_every": ledger.probe_every, "seed": ledger.seed, "keep_tokens": ledger.recorder.keep_tokens,
+        "credit_parts": ledger.credit_parts,
         "parameters_total": layout.n_trainable, "parameters_measured": layout.n_measured,
         "coverage": layout.coverage, "unmeasured": sorted(layout.unmeasured),
         "unmeasured_reasons": {n: layout.reasons[n] for n in layout.unmeasured if n in layout.reasons},

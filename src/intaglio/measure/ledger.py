@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from intaglio.address import parse
 from intaglio.errors import InputError, IntaglioError, UnmeasurableError
 from intaglio.measure import heap
 from intaglio.measure import rows as make
@@ -68,6 +69,9 @@ class Ledger:
         every: measure `full` at every Nth step only, `norms` between.
         probe_every: steps between measurements of the probes.
         keep_tokens: share of examples whose `tokens` rows are kept.
+        token_parts: addresses, such as L1.attn.H3, of which the shift through every token is kept, too.
+        token_examples: only of the examples with these ids.
+        credit_parts: also keep every credit restricted to each part of the model (`visit_credits`).
         group_momentum: keep one momentum buffer per group and split the carry by group exactly; `sources` must
             name groups.
         sources: example id to its Source, where the data set is known.
@@ -100,6 +104,9 @@ class Ledger:
         every: int = 1,
         probe_every: int = 50,
         keep_tokens: float = 1.0,
+        credit_parts: bool = False,
+        token_parts: Sequence[str] = (),
+        token_examples: Sequence[str] | None = None,
         group_momentum: bool = False,
         sources: Mapping[str, Source] | None = None,
         tokenizer: object = None,
@@ -120,7 +127,7 @@ class Ledger:
         self.ranks = Ranks.of(model, self.optimizer)
         with self.ranks.all_or_none("ledger") as same:
             self.level, self.every, self.probe_every = level, every, probe_every
-            self.strict, self.quiet = strict, quiet or not self.ranks.first
+            self.strict, self.quiet, self.credit_parts = strict, quiet or not self.ranks.first, credit_parts
             self.step, self.seed = first_step, seed
             self.rule_name = check_measurable(self.optimizer)
             params = {id(p) for g in self.optimizer.param_groups for p in g["params"]}
@@ -130,6 +137,7 @@ class Ledger:
             self.layout = build_layout(self.model, params)
             if not self.layout.sites:
                 raise UnmeasurableError("nothing that the optimizer moves can be measured", expected="linear layers")
+            token_places = [self._place(text) for text in token_parts]
             device = next(self.model.parameters()).device
             self.probes = as_probes(probes, device)
             groups = 2 + len({s.group for s in (sources or {}).values()}) if group_momentum else 0  # decay, and earlier
@@ -159,6 +167,8 @@ class Ledger:
             self.recorder = Recorder(
                 self.writer, self.layout, sources=sources or {}, tokenizer=tokenizer, keep_tokens=keep_tokens, seed=seed
             )
+            self.recorder.token_parts = token_places
+            self.recorder.token_examples = None if token_examples is None else set(token_examples)
             unit = {k: v for k, v in self.writer.manifest.items() if k == "unit_length"} if resume else {}
             self.writer.write_manifest(**describe(self) | unit, **dict(manifest or {}))
         with self.ranks.all_or_none("folder") as same:
@@ -194,7 +204,9 @@ class Ledger:
         self.tap.attach()
         self.clip = ClipScale([p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad])
         self._hooks = StepHooks(self.optimizer, partial(self._timed, self._before), partial(self._timed, self._after))
-        self.watch = ProbeWatch(self.probes, self.tap, self.recorder, self.ranks, every=self.probe_every)
+        self.watch = ProbeWatch(
+            self.probes, self.tap, self.recorder, self.ranks, every=self.probe_every, by_part=self.credit_parts
+        )
         if self.group_momentum:  # only now: a resumed run has loaded the optimizer's state since
             self.group_carry = GroupCarry(self.layout, self.optimizer)
         if all(p.device.type == "cpu" for p in self.model.parameters()):
@@ -305,6 +317,13 @@ class Ledger:
         self._flushed = time.perf_counter()
 
     # -- one step
+
+    def _place(self, text: str) -> int:
+        """Where an address stands among those that are measured."""
+        try:
+            return self.layout.addresses.index(parse(text))
+        except ValueError:
+            raise InputError("not a measured part of this model", got=text, expected="such as L1.attn.H3") from None
 
     def _plan_step(self) -> None:
         """What the coming step will be measured at."""

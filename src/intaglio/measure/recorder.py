@@ -34,6 +34,8 @@ class Recorder:
 
     Attributes:
         first_slot: examples of the step in the processes before this one.
+        token_parts: places in the layout's addresses whose `token_parts` are kept.
+        token_examples: only of these examples; of all if None.
 
     Args:
         writer: of the run.
@@ -51,6 +53,8 @@ class Recorder:
         self.writer, self.layout, self.tokenizer = writer, layout, tokenizer
         self.sources, self.keep_tokens, self.seed = dict(sources), keep_tokens, seed
         self.first_slot = 0
+        self.token_parts: list[int] = []
+        self.token_examples: set[str] | None = None
         self._seen_examples: set[str] = set()
         self._seen_tokens: set[int] = set()
 
@@ -97,6 +101,11 @@ class Recorder:
         tokens = make.token_columns(step, records, books, kept)
         if tokens is not None:
             self.append("tokens", tokens)
+        if books is not None and self.token_parts:
+            asked = [self.token_examples is None or i in self.token_examples for i in ids]
+            found = make.token_part_columns(step, self.layout, records, books, asked, self.token_parts)
+            if found is not None:
+                self.append("token_parts", found)
         if books is not None:
             self.append("parts", make.part_columns(step, self.layout, books))
 

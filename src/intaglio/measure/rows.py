@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from intaglio.measure.books import StepBooks
+from intaglio.measure.books import StepBooks, project_tokens
 from intaglio.measure.collect import Record
 from intaglio.model.layout import Layout
 
@@ -265,6 +265,46 @@ def visit_part_columns(
         "address": names * n,
         "push": _short((np.sqrt(squared) / omega).ravel()),
         "shift": _short(shift.ravel()),
+    }
+
+
+def token_part_columns(
+    step: int, layout: Layout, records: list[Record], books: StepBooks, kept: list[bool], addresses: list[int]
+) -> dict[str, Any] | None:
+    """Columns of `token_parts`: the shift through every token in some addresses, for the visits whose flag is true.
+
+    Args:
+        addresses: their places in `Layout.addresses`.
+    """
+    pieces: list[tuple[np.ndarray, ...]] = []
+    base, inverse = 0, 1.0 / books.update_l2 if books.update_l2 else 0.0
+    for record, shift_BTK in zip(records, project_tokens(records, books.directions, addresses)):
+        segment = record.caught.segment_BT.cpu().numpy()
+        where = np.array(kept[base : base + record.caught.n_slots] + [False])[segment]
+        for k, address in enumerate(addresses):
+            shift = shift_BTK[..., k].cpu().numpy() * inverse
+            shift = shift if record.caught.packed else _padding_to_first(shift, segment)
+            n = int(where.sum())
+            names = np.full(n, str(layout.addresses[address]), dtype=object)
+            pieces.append(((segment + base)[where], _positions(segment)[where], names, _short(shift[where])))
+        base += record.caught.n_slots
+    slot, position, names, shift = (np.concatenate(column) for column in zip(*pieces))
+    if len(slot) == 0:
+        return None
+    steps = np.full(len(slot), step, dtype=np.int32)
+    return {"step": steps, "slot": slot, "position": position, "address": names, "shift": shift}
+
+
+def visit_credit_columns(step: int, layout: Layout, probe: str, ids: list[str], credit_NA: np.ndarray) -> dict[str, Any]:
+    """Columns of `visit_credits`: every visit times every address."""
+    n, a = credit_NA.shape
+    return {
+        "step": np.full(n * a, step, dtype=np.int32),
+        "slot": np.repeat(np.arange(n, dtype=np.int32), a),
+        "probe": [probe] * (n * a),
+        "address": [str(x) for x in layout.addresses] * n,
+        "example": np.repeat(np.array(ids, dtype=object), a),
+        "credit_nats": _short(credit_NA.ravel()),
     }
 
 

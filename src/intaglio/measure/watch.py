@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from intaglio.measure import rows as make
 from intaglio.measure.collect import Record
 from intaglio.measure.credit import CreditAccounts, credit_of_visits, prepare
 from intaglio.measure.probes import (
@@ -51,10 +52,14 @@ class ProbeWatch:
 
     Args:
         every: steps from one measurement to the next.
+        by_part: also write `visit_credits`, the credits through each part of the model alone.
     """
 
-    def __init__(self, probes: list[Probe], tap: Tap, recorder: Recorder, ranks: Ranks, *, every: int) -> None:
+    def __init__(
+        self, probes: list[Probe], tap: Tap, recorder: Recorder, ranks: Ranks, *, every: int, by_part: bool = False
+    ) -> None:
         self.probes, self.tap, self.recorder, self.ranks, self.every = probes, tap, recorder, ranks, every
+        self.by_part = by_part
         self._around: list[_Around] = []
 
     def before(self, step: int, *, credited: bool) -> None:
@@ -104,8 +109,12 @@ class ProbeWatch:
     def _credits(
         self, step: int, probe: Probe, accounts: CreditAccounts, records: list[Record], ids: list[str]
     ) -> dict[str, float]:
-        credit_N = credit_of_visits(records, accounts)
+        credit_N, credit_NA = credit_of_visits(records, accounts, by_part=self.by_part)
         n = len(credit_N)
+        if credit_NA is not None:
+            self.recorder.append(
+                "visit_credits", make.visit_credit_columns(step, self.tap.layout, probe.name, ids, credit_NA)
+            )
         self.recorder.append("credits", {
             "step": [step] * n, "slot": list(range(n)), "probe": [probe.name] * n, "example": ids,
             "credit_nats": credit_N,

@@ -72,6 +72,12 @@ RUN = (
                "signed length written through this token by all the losses that came after it"),
         Column("write", "float64", "", "length of the token's rank-one writes over all matrices, root of summed squares"),
     )),
+    Table("token_parts", ("step", "slot", "position", "address"), "what was written through each token in one part", (
+        _STEP, _SLOT,
+        Column("position", "int32", "", "place of the token in its example (from 0)"),
+        ADDRESS,
+        Column("shift", "float64", _LENGTH, "signed length written through this token into this part, of the parts asked for"),
+    )),
     Table("steps", ("step",), "one row per optimizer step: the books", (
         _STEP,
         Column("examples", "int32", "", "examples in the step, over all micro-batches"),
