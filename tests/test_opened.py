@@ -10,11 +10,13 @@ import pytest
 from conftest import save_subject
 from families import family
 from intaglio.choice import why
+from intaglio.commands.why import _link
 from intaglio.errors import InputError
 from intaglio.measure.choice.rows import upstream_rows
 from intaglio.measure.choice.upstream import trace_upstream
 from intaglio.model.subject import load_subject
-from intaglio.report.choice.opened import SOURCES
+from intaglio.report.choice.opened import SOURCES, opened
+from intaglio.report.choice.words import Words
 
 PROMPT = "the cat sat on a red"
 
@@ -150,3 +152,24 @@ def test_tokens_without_a_shape_are_seen():
     assert visible(" a\n\t") == "·a⏎⇥" and visible("") == "∅" and visible("й") == "й" and visible("и\u0306") == "и\u0306"
     assert visible("\u200b") == "⟨200B⟩" and visible("\u0301") == "◌\u0301" and visible("\x00\xa0") == "⟨0000⟩⍽"
     assert visible("\u202eabc") == "⟨202E⟩abc" and visible("🙂") == "🙂"
+
+
+def test_a_head_links_to_its_card_in_the_atlas(trace):
+    pages = lambda: [side["page"] for side in opened(Words("en"), trace)["sides"]]  # noqa: E731
+    assert pages() == [None] * 4
+    trace.about["heads_page"] = "./heads.html"
+    try:
+        assert pages() == ["./heads.html", None, "./heads.html", "./heads.html"]  # another model has heads of its own
+        assert '"page":"./heads.html"' in trace.to_html()
+    finally:
+        del trace.about["heads_page"]
+
+
+def test_the_link_to_the_atlas_is_relative_to_the_page(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "my heads.html").write_text("", encoding="utf-8")
+    assert _link(tmp_path / "my heads.html", tmp_path / "a" / "why.html") == "./../my%20heads.html"
+    with pytest.raises(InputError, match="--heads needs a page"):
+        _link(tmp_path / "my heads.html", None)
+    with pytest.raises(InputError, match="no such page"):
+        _link(tmp_path / "none.html", tmp_path / "why.html")

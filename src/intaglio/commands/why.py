@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intaglio.commands.options import Lang, Several, explained, text_of
+from intaglio.commands.options import Lang, Several, check_files, explained, text_of
 from intaglio.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def why(
     first_piece: bool = False,
     out: Path | None = None,
     json: Path | None = None,
+    heads: Path | None = None,
     seed: int = 0,
     plan: bool = False,
     lang: Lang = "en",
@@ -90,6 +91,8 @@ def why(
         Write the page to this .html file.
     json
         Write everything to this file.
+    heads
+        A page of this model's heads, made by intaglio heads: each head's card on the page links to its card there.
     seed
         Of everything that is drawn.
     plan
@@ -97,7 +100,7 @@ def why(
     """
     if sum(given is not None for given in (prompt, chat, prompts)) != 1:
         raise InputError("what is asked about must be given once", expected="a prompt, --chat MESSAGE or --prompts FILE")
-    _check_files(out, json)
+    check_files(out, json)
     from rich.console import Console
 
     console = Console() if sys.stdout.isatty() else Console(width=120)
@@ -109,16 +112,20 @@ def why(
     )  # fmt: skip
     if prompts is not None:
         alone = {"--out": out, "--lens": lens, "--corpus": corpus, "--tuned": tuned, "--versus": versus,
-                 "--versus-prompt": versus_prompt, "--versus-target": versus_target, "--plan": plan or None}  # fmt: skip
+                 "--versus-prompt": versus_prompt, "--versus-target": versus_target, "--heads": heads,
+                 "--plan": plan or None}  # fmt: skip
         if unused := [name for name, value in alone.items() if value is not None]:
             raise InputError(f"{', '.join(unused)} cannot go with --prompts", expected="one prompt, or votes and effects alone")
         _over_set(subject, prompts, given, json, console)
         return
+    page = None if heads is None else _link(heads, out)
     given |= {"prompt": prompt if chat is None else chat, "chat": chat is not None}
     if plan:
         _print_plan(subject, given, console)
         return
     trace = _with_bars(subject, given, console)
+    if page is not None:
+        trace.about["heads_page"] = page
     print_trace(trace, console)
     for path, write in ((out, lambda p: trace.to_html(p, lang=lang)), (json, trace.to_json)):
         if path is not None:
@@ -126,16 +133,20 @@ def why(
             console.print(f"  written: {path}", highlight=False, soft_wrap=True)
 
 
-def _check_files(out: Path | None, json: Path | None) -> None:
-    for path in (out, json):
-        if path is None:
-            continue
-        if not path.absolute().parent.is_dir():
-            raise InputError("no such folder to write into", got=str(path))
-        if path.is_dir():
-            raise InputError("a file is to be written, and this is a folder", got=str(path))
-    if out is not None and json is not None and out.resolve() == json.resolve():
-        raise InputError("--out and --json name the same file", got=str(out), expected="two files")
+def _link(heads: Path, out: Path | None) -> str:
+    """The page of the heads as the page at `out` links to it: relative, so that both may move together.
+
+    Raises:
+        InputError: no page is written that could link, or there is no such page.
+    """
+    from os.path import relpath
+    from urllib.parse import quote
+
+    if out is None:
+        raise InputError("--heads needs a page to link from", expected="--out PAGE.html")
+    if not heads.is_file():
+        raise InputError("no such page of heads", got=str(heads), expected="a page made by intaglio heads")
+    return "./" + quote(Path(relpath(heads.absolute(), out.absolute().parent)).as_posix())
 
 
 def _with_bars(subject: Any, given: dict[str, Any], console: Any) -> Trace:

@@ -47,7 +47,8 @@
       if (source !== undefined) { const note = add(to, "p", "note"); note.append(...head, ": ", ...rows.slice(0, 6).flatMap(([h, v], i) => [i ? ", " : "", chip(h), " " + signed(v)])); }
     },
     head(side, a, p, to) {
-      const vote = weighed(side, a, to); add(to, "h4", "", words.read);
+      const vote = weighed(side, a, to); if (side.page) { const link = add(add(to, "p", "note"), "a", "", words.atlas); link.href = side.page + "#head=" + p.layer + "." + p.head; }
+      add(to, "h4", "", words.read);
       const reads = side.reads[a] || []; bars(to, reads.map(r => [token(side, r[0]), r[1], words.attention + " " + percent(r[2])]));
       const rest = vote - reads.reduce((sum, r) => sum + r[1], 0); if (side.tokens.length > reads.length) add(to, "p", "note", words.others_read + " " + signed(rest));
       booked(side, a, to);

@@ -15,16 +15,21 @@ SOURCES = 8  # tokens a head is shown to read from
 WORDS = (
     "layer", "head", "mlp", "neuron", "vote", "effect", "part", "read", "from_token", "others_read", "booked", "own", "others",
     "norm", "shape", "changed", "mean", "resample", "looked", "score", "query", "key", "by", "attention", "neurons", "activation",
-    "of_mlp", "close", "up", "absent", "unmeasured", "no_neurons", "no_upstream", "bias", "change",
+    "of_mlp", "close", "up", "absent", "unmeasured", "no_neurons", "no_upstream", "bias", "change", "atlas",
 )  # fmt: skip
 
 
 def opened(t: Words, trace: TraceData) -> dict[str, Any]:
     """The sides, this one first, each with its parts; and the words around them."""
-    sides = [_side(side_name(t, side), side) for side in (trace, *trace.beside)]
+    sides = [_side(side_name(t, side), side) | {"page": _atlas_page(trace, side)} for side in (trace, *trace.beside)]
     metric = trace.about.get("metric")
     words = {name: str(t(f"page.card.{name}")) for name in WORDS}
     return {"words": words, "sides": sides, "metric": metric and str(t("page.ledger.effect_on", metric=metric["name"]))}
+
+
+def _atlas_page(trace: TraceData, side: TraceData) -> str | None:
+    """The page of the heads, for a side of the same model."""
+    return None if side.about.get("kind") == "model" else trace.about.get("heads_page")
 
 
 def side_name(t: Words, side: TraceData) -> str:
