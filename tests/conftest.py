@@ -36,6 +36,15 @@ def stories(shared: Path) -> Path:
     return shared / "models" / "stories260k"
 
 
+@pytest.fixture(scope="session")
+def smollm2_anatomy():
+    """The built-in model's parts; read, never changed."""
+    from intaglio.model.proof import prove
+    from intaglio.model.subject import load_subject
+
+    return prove(load_subject("smollm2").model)
+
+
 def byte_tokenizer(*, chat: bool = False):
     """One token per byte, with a beginning and an end; no file is needed."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors

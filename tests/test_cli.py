@@ -108,7 +108,8 @@ def test_reading_a_run_loads_no_torch():
 
 
 def test_the_exports_are_exact_and_each_is_there():
-    exported = ["IntaglioError", "Ledger", "LedgerCallback", "Run", "Trace", "__version__", "open_run", "why"]
+    exported = ["Atlas", "IntaglioError", "Ledger", "LedgerCallback", "Run", "Trace", "__version__", "heads", "open_atlas",
+                "open_run", "why"]  # fmt: skip
     assert intaglio.__all__ == exported
     assert dir(intaglio) == sorted(intaglio.__all__)
     for name in intaglio.__all__:

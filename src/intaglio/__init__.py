@@ -14,17 +14,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["IntaglioError", "Ledger", "LedgerCallback", "Run", "Trace", "__version__", "open_run", "why"]
+__all__ = [
+    "Atlas", "IntaglioError", "Ledger", "LedgerCallback", "Run", "Trace", "__version__", "heads", "open_atlas", "open_run", "why",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from intaglio.callback import LedgerCallback
     from intaglio.choice import why
     from intaglio.errors import IntaglioError
     from intaglio.measure.ledger import Ledger
+    from intaglio.roles import heads
     from intaglio.store.run import Run, open_run
-    from intaglio.views import Trace
+    from intaglio.views import Atlas, Trace, open_atlas
 
 _HOMES = {
+    "Atlas": "intaglio.views",
+    "heads": "intaglio.roles",
+    "open_atlas": "intaglio.views",
     "Ledger": "intaglio.measure.ledger",
     "LedgerCallback": "intaglio.callback",
     "IntaglioError": "intaglio.errors",

@@ -86,6 +86,30 @@ class AtlasData:
         return text
 
 
+def read_atlas(path: str | Path) -> AtlasData:
+    """What `AtlasData.to_json` wrote.
+
+    Raises:
+        InputError: it is not there, or no atlas.
+    """
+    try:
+        whole = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the atlas: {error.strerror or error}", got=str(path)) from None
+    except (ValueError, RecursionError):
+        raise InputError("not an atlas: no JSON", got=str(path)) from None
+    if not isinstance(whole, dict) or not isinstance(whole.get("tables"), dict):
+        raise InputError("not an atlas", got=str(path), expected="a file that intaglio heads --json wrote")
+    if whole.get("schema") != SCHEMA:
+        raise InputError("an atlas of another schema", got=whole.get("schema"), expected=str(SCHEMA))
+    return _data(whole)
+
+
+def _data(whole: dict[str, Any]) -> AtlasData:
+    about = {k: v for k, v in whole.items() if k not in ("schema", "tables", "beside")}
+    return AtlasData(about, whole["tables"], [_data(side) for side in whole.get("beside", [])])
+
+
 def _type(name: str) -> pyarrow.DataType:
     import pyarrow as pa
 

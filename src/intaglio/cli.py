@@ -18,7 +18,10 @@ from intaglio.errors import IntaglioError
 # what the machine refuses, wherever it is met: no space, no permission, a read-only file system, a name too long
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
-COMMANDS = ("train", "scan", "rows", "steps", "report", "compare", "query", "doctor", "why", "lens train", "tensors")
+COMMANDS = (
+    "train", "scan", "rows", "steps", "report", "compare", "query", "doctor", "why", "lens train", "heads", "tensors", "born",
+    "taught", "replay",
+)  # fmt: skip
 
 GROUPS = {"lens": "Train what the choice study reads states with."}
 

@@ -1,6 +1,6 @@
-"""A trace and its lenses as a person holds them: tables, findings in words, pictures; they show themselves in a notebook.
+"""A trace, its lenses and an atlas as a person holds them: tables, findings, pictures; they show themselves in a notebook.
 
-The one place where measured traces, their analysis and their pages meet.
+The one place where what was measured, its analysis and its pages meet.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from intaglio.sentences import Sentence
 
+from intaglio.address import parse_head
+from intaglio.atlas import AtlasData, read_atlas
 from intaglio.errors import InputError
+from intaglio.tables import ATLAS_TABLES
 from intaglio.trace import TraceData
 
 HEIGHT = 640
@@ -200,3 +203,97 @@ class Trace(TraceData):
         if path is not None:
             Path(path).write_text(page, encoding="utf-8")
         return page
+
+
+@dataclass(frozen=True, eq=False)
+class Card:
+    """All that an atlas holds on one head.
+
+    Attributes:
+        address: of the head.
+        rows: table name to the rows that are about it.
+    """
+
+    address: str
+    rows: dict[str, list[dict[str, Any]]]
+
+    @property
+    def role(self) -> str:
+        """Its role with the most evidence, or unresolved."""
+        return self.rows["heads"][0]["role"]
+
+    @property
+    def scores(self) -> list[dict[str, Any]]:
+        """Every role it was tested for, the furthest beyond its null first."""
+        return sorted(self.rows.get("scores", []), key=lambda r: r["null"] - r["score"])
+
+    def __getattr__(self, name: str) -> list[dict[str, Any]]:
+        if name in ATLAS_TABLES:
+            return self.rows.get(name, [])
+        raise AttributeError(f"a head's card has no {name!r}")
+
+    def _repr_html_(self) -> str:
+        head = self.rows["heads"][0]
+        cells = "".join(
+            f"<tr><td>{html.escape(r['role'])} {html.escape(r['detail'])}</td><td>{r['score']:.3f}</td><td>{r['null']:.3f}</td>"
+            f"<td>{'named' if r['named'] else ''}</td></tr>" for r in self.scores
+        )  # fmt: skip
+        return (
+            f"<b>{html.escape(self.address)}</b>: {html.escape(head['role'])}"
+            f"<table><tr><th>role</th><th>score</th><th>null</th><th></th></tr>{cells}</table>"
+        )
+
+
+@dataclass(eq=False)
+class Atlas(AtlasData):
+    """What every head of a model does: what `intaglio.heads` gives back.
+
+    Attributes:
+        about: subject, sizes, the reference texts and the rule by which roles are named.
+        rows: table name to its rows; the contract is `tables.ATLAS_TABLES`.
+        beside: a second model or checkpoint of the same shape.
+    """
+
+    def __getitem__(self, head: str) -> Card:
+        """The card of one head, such as "18.6" or "L18.attn.H6".
+
+        Raises:
+            InputError: not a head of this model.
+        """
+        address = parse_head(head)
+        if address.layer >= self.about["n_layers"] or address.head >= self.about["n_heads"]:
+            raise InputError("not a head of this model", got=head,
+                             expected=f"0.0 to {self.about['n_layers'] - 1}.{self.about['n_heads'] - 1}")  # fmt: skip
+        return Card(str(address), {name: _about(rows, str(address)) for name, rows in self.rows.items()})
+
+    def to_html(self, path: str | Path | None = None, *, lang: str = "en") -> str:
+        """The page: one HTML file without any reference to the network; also written to `path` if one is given.
+
+        Raises:
+            InputError: there is no catalogue for `lang`.
+        """
+        from intaglio.report.heads import render_heads
+
+        page = render_heads(self, lang=lang)
+        if path is not None:
+            Path(path).write_text(page, encoding="utf-8")
+        return page
+
+    def _repr_html_(self) -> str:
+        return Picture(self.to_html())._repr_html_()
+
+
+_NAMING = ("address", "reader", "writer", "other")  # columns that name a head
+
+
+def _about(rows: list[dict[str, Any]], address: str) -> list[dict[str, Any]]:
+    return [r for r in rows if any(r.get(name) == address for name in _NAMING) or address in (r.get("heads") or ())]
+
+
+def open_atlas(path: str | Path) -> Atlas:
+    """An atlas that `Atlas.to_json` or `intaglio heads --json` wrote.
+
+    Raises:
+        InputError: it is not there, or no atlas.
+    """
+    return Atlas(**vars(read_atlas(path)))

@@ -77,3 +77,20 @@ def text_of(path: Path, what: str) -> str:
         raise InputError(f"no such {what}", got=str(path), expected="a text file") from None
     except UnicodeDecodeError:
         raise InputError(f"the {what} is not text in UTF-8", got=str(path)) from None
+
+
+def check_files(out: Path | None, json: Path | None) -> None:
+    """Refuse files that cannot be written, before the work.
+
+    Raises:
+        InputError: no such folder, a folder in a file's place, or one file for two things.
+    """
+    for path in (out, json):
+        if path is None:
+            continue
+        if not path.absolute().parent.is_dir():
+            raise InputError("no such folder to write into", got=str(path))
+        if path.is_dir():
+            raise InputError("a file is to be written, and this is a folder", got=str(path))
+    if out is not None and json is not None and out.resolve() == json.resolve():
+        raise InputError("--out and --json name the same file", got=str(out), expected="two files")

@@ -94,6 +94,8 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     model = causal_lm(model)
     base = getattr(model, "base_model", model)
     config = model.config.get_text_config()
+    if not getattr(config, "num_attention_heads", None):
+        raise SubjectError("the model has no attention heads", got=type(model).__name__, expected="a transformer")
     layers = _first(base, LAYERS)
     found = {
         "layers": layers, "embedding": model.get_input_embeddings(), "final norm": _first(base, _within(FINAL_NORM)),

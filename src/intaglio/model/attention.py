@@ -31,6 +31,7 @@ class Attention:
     scaling: float
     softcap: float | None
     sinks: bool  # a share of the attention goes nowhere
+    mask_BHTT: Tensor | None = None  # what was added to the scores; as much below 0 as can be where nothing is seen
 
     @property
     def group(self) -> int:
@@ -75,7 +76,8 @@ def _attend(
         pattern = pattern[..., :-1]
     z = pattern @ value.repeat_interleave(group, 1)
     for watch in _watchers[-1:]:
-        watch(Attention(module, query, key, value, pattern, float(scaling), softcap, s_aux is not None))
+        watch(Attention(module, query, key, value, pattern, float(scaling), softcap, s_aux is not None,
+                        attention_mask))
     return z.transpose(1, 2).contiguous(), pattern
 
 

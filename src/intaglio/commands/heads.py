@@ -1,0 +1,217 @@
+"""`intaglio heads`: what does every attention head do, and on what evidence?"""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intaglio.commands.options import Lang, Several, check_files, explained, text_of
+from intaglio.errors import InputError
+
+if TYPE_CHECKING:
+    from intaglio.views import Atlas
+
+SHOWN = 4  # heads named for each role
+TASK_TEXTS = 90  # texts of tasks, in units of a text of repeated tokens: measured, for --plan
+CHECKED = 12  # roles with a loss, for --plan
+
+
+@explained
+def heads(
+    *subjects: str,
+    history: bool = False,
+    out: Path | None = None,
+    json: Path | None = None,
+    corpus: Path | None = None,
+    versus: str | None = None,
+    roles: str | None = None,
+    choice: Several = None,
+    texts: int = 16,
+    seed: int = 0,
+    plan: bool = False,
+    lang: Lang = "en",
+) -> None:
+    """Say what every attention head does: roles with null, interval and causal check, or unresolved.
+
+    Prints the roles with their heads and what removing these heads costs. --out writes the page, --json everything as data.
+
+    Examples:
+
+        intaglio heads smollm2 --out heads.html
+
+        intaglio heads smollm2 --corpus trees.conllu --json heads.json
+
+        intaglio heads ./tuned --versus ./base --out heads.html
+
+        intaglio heads runs/born --history --out heads.html
+
+        intaglio heads ckpt-100 ckpt-1000 ckpt-10000 --out heads.html
+
+    Parameters
+    ----------
+    subjects
+        smollm2 (built in), a Hugging Face id, a folder with safetensors, or a .gguf file; several folders are a series of
+        checkpoints.
+    history
+        The subject is a run: look at its checkpoints, for births, hand-overs and deaths of roles.
+    out
+        Write the page to this .html file.
+    json
+        Write everything to this file.
+    corpus
+        A .conllu file of dependency trees (Universal Dependencies, any language), for syntax.
+    versus
+        A second model or checkpoint of the same shape, looked at with the same texts.
+    roles
+        Only these roles, with commas between; all of them if not given.
+    choice
+        A .json file that intaglio why wrote for this model: heads' cards tell of the decision. May be given several times.
+    texts
+        Independent texts of repeated random tokens, on which the basic roles are scored.
+    seed
+        Of everything that is drawn.
+    plan
+        Print what it will cost, and stop.
+    """
+    if not subjects:
+        raise InputError("a subject is needed", expected="such as smollm2")
+    series = history or len(subjects) > 1
+    if series and versus is not None:
+        raise InputError("--versus cannot go with a series of checkpoints", expected="one subject")
+    check_files(out, json)
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    given: dict[str, Any] = dict(
+        corpus=corpus, versus=versus, texts=texts, seed=seed,
+        roles=None if roles is None else [name.strip() for name in roles.split(",")],
+    )  # fmt: skip
+    if plan:
+        _print_plan(subjects, given, console)
+        return
+    atlas = _with_bars(subjects, series, given, console)
+    if choice:
+        atlas.about["choices"] = [_choice(Path(one), out, atlas.about) for one in choice]
+    print_atlas(atlas, console)
+    for path, write in ((out, lambda p: atlas.to_html(p, lang=lang)), (json, atlas.to_json)):
+        if path is not None:
+            write(path)
+            console.print(f"  written: {path}", highlight=False, soft_wrap=True)
+
+
+def _with_bars(subjects: tuple[str, ...], series: bool, given: dict[str, Any], console: Any) -> Atlas:
+    from intaglio.commands.progress import bars
+
+    with bars(console) as tell:
+        if series:
+            from intaglio.history import history_of
+
+            return history_of(subjects[0] if len(subjects) == 1 else subjects, progress=tell, **given)
+        from intaglio.roles import heads as look
+
+        return look(subjects[0], progress=tell, **given)
+
+
+def _choice(path: Path, out: Path | None, about: dict[str, Any]) -> dict[str, Any]:
+    """A decision that `intaglio why --json` wrote; its page is linked where it lies beside, by the same name."""
+    from os.path import relpath
+
+    from intaglio.analyse.heads.choices import choice_of
+
+    try:
+        trace = json_module.loads(text_of(path, "trace"))
+    except ValueError:
+        raise InputError("the trace is no JSON", got=str(path), expected="what intaglio why --json writes") from None
+    page = path.absolute().with_suffix(".html")
+    return choice_of(trace, layers=about["n_layers"], heads=about["n_heads"], name=path.name,
+                     page=relpath(page, out.absolute().parent) if out and page.is_file() else None)  # fmt: skip
+
+
+def _print_plan(subjects: tuple[str, ...], given: dict[str, Any], console: Any) -> None:
+    """Time by one forward that is run for it."""
+    import time
+
+    from intaglio.looking import CHECK_TEXTS, DRAWS, LENGTH
+    from intaglio.measure.heads.basic import measure_basic
+    from intaglio.model.proof import prove
+    from intaglio.model.subject import load_subject
+    from intaglio.roles import check_settings
+
+    check_settings(**{name: given[name] for name in ("roles", "texts", "seed")})
+    anatomy = prove(load_subject(subjects[0]).model)
+    start = time.perf_counter()
+    measure_basic(anatomy, texts=2, length=LENGTH)
+    one = (time.perf_counter() - start) / 2
+    runs = given["texts"] + TASK_TEXTS + (DRAWS + 2) * CHECK_TEXTS * CHECKED
+    console.print(
+        f"  {anatomy.n_layers * anatomy.n_heads} heads; a text of {2 * LENGTH + 1} tokens takes {one:.2f} s\n"
+        f"  repeated random tokens: {given['texts']} texts; texts made for roles: about {TASK_TEXTS} as long; removing heads: "
+        f"about {(DRAWS + 2) * CHECK_TEXTS * CHECKED}\n"
+        f"  in all about {one * runs * (1 + (given['versus'] is not None)):,.0f} s and the weights alone; "
+        f"each checkpoint of a series {one * given['texts'] * 1.5:,.0f} s",
+        highlight=False,
+    )  # fmt: skip
+
+
+def print_atlas(atlas: Atlas, console: Any) -> None:
+    """Roles with their heads, strongest first, what removing them costs, and how many heads have none."""
+    from rich.table import Table
+
+    from intaglio.atlas import ROLES, UNRESOLVED
+
+    found = atlas.rows["heads"]
+    checks = {row["role"]: row for row in atlas.rows.get("checks", [])}
+    table = Table("role", "heads", "the strongest: score (null)", "removed: loss, random heads", box=None, padding=(0, 2))
+    for role in ROLES:
+        mine = _named(atlas, role)
+        if mine:
+            strongest = ", ".join(f"{_short(r['address'])} {r['score']:.2f} ({r['null']:.2f})" for r in mine[:SHOWN])
+            table.add_row(role.replace("_", " "), str(len({r["address"] for r in mine})), strongest, _cost(checks.get(role)))
+    console.print()
+    console.print(table)
+    unresolved = sum(row["role"] == UNRESOLVED for row in found)
+    resting = sum(row["roles"] == ["first_token"] for row in found)
+    console.print(
+        f"\n  {len(found)} heads: {len(found) - unresolved - resting} with a role, {resting} that only rest on the first token, "
+        f"{unresolved} unresolved (no role beyond its null by the rule).\n"
+        "  score: share of attention that the role describes. null: the same with its targets shuffled.",
+        style="dim", highlight=False,
+    )  # fmt: skip
+    _print_events(atlas, console)
+    for role, why in atlas.about["skipped"].items():
+        console.print(f"  not measured: {role.replace('_', ' ')} ({why})", style="dim", highlight=False, markup=False)
+
+
+def _print_events(atlas: Atlas, console: Any) -> None:
+    """Births, deaths and hand-overs of roles, where there is a history."""
+    for row in atlas.rows.get("events", []):
+        other = f" to {_short(row['other'])}" if row["other"] else ""
+        console.print(
+            f"  {row['event']} of {row['role'].replace('_', ' ')}: {_short(row['address'])}{other}, between steps "
+            f"{row['after_step']:,} and {row['step']:,}",
+            highlight=False,
+        )  # fmt: skip
+
+
+def _named(atlas: Atlas, role: str) -> list[dict[str, Any]]:
+    rows = [r for r in atlas.rows["scores"] if r["role"] == role and r["named"]]
+    return sorted(rows, key=lambda r: r["null"] - r["score"])
+
+
+def _short(address: str) -> str:
+    from intaglio.address import parse
+
+    place = parse(address)
+    return f"{place.layer}.{place.head}"
+
+
+def _cost(check: dict[str, Any] | None) -> str:
+    if check is None:
+        return ""
+    cost = f"{check['loss_nats']:.2f} to {check['ablated_nats']:.2f}"
+    if not check["draws"]:
+        return f"{cost}; no other heads to compare"
+    spread = f"{check['random_low']:.2f} to {check['random_high']:.2f}"
+    return f"{cost}; {spread}{'' if check['holds'] else ': no more than they'}"
