@@ -106,3 +106,21 @@ def test_p_is_corrected_for_the_whole_series():
 def test_births_and_deaths_of_short_series(named, birth, death):
     named = np.array(named, dtype=bool)
     assert (birth_of(named), death_of(named)) == (birth, death)
+
+
+def test_roles_with_fewer_texts_and_texts_that_do_not_test_a_head_have_births_too():
+    """One role has 16 texts, the other 9, of which a third do not test it: both births and their intervals are found."""
+    steps, random = [0, 10, 20, 30, 40], np.random.default_rng(3)
+    series = []
+    for i in range(len(steps)):
+        many = random.normal(0, 0.01, (16, 2, 2))
+        few = random.normal(0, 0.01, (9, 2, 2))
+        many[:, 0, 1] += 0.9 if i >= 2 else 0.0
+        few[:, 1, 0] += 0.8 if i >= 3 else 0.0
+        few[::3] = np.nan
+        series.append([Sampled("induction", "", many, np.zeros_like(many)), Sampled("retrieval", "en", few, np.zeros_like(few))])
+    events = event_rows(steps, series, seed=0)
+    assert [(e["event"], e["role"], e["address"], e["after_step"], e["step"]) for e in events] == [
+        ("birth", "induction", "L0.attn.H1", 10, 20), ("birth", "retrieval", "L1.attn.H0", 20, 30)
+    ]  # fmt: skip
+    assert [(e["low_step"], e["high_step"]) for e in events] == [(20, 20), (30, 30)]

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from conftest import save_subject
+from intaglio.atlas import BASIC
 from intaglio.errors import InputError, SubjectError
 from intaglio.history import history_of, series_of, states_of
 from intaglio.measure.heads.basic import measure_basic
+from intaglio.measure.heads.tasks import run_tasks
 from intaglio.model.proof import prove
 from intaglio.model.subject import load_subject
 
@@ -34,7 +36,7 @@ def test_steps_are_read_from_names_and_put_in_order(folders):
 
 def test_every_state_is_measured_as_if_it_stood_alone(folders):
     _, states, subject = states_of([folders / f"ckpt-{step}" for step in (5, 20, 100)])
-    series = series_of(subject, states, texts=2)
+    series = series_of(subject, states, texts=2, roles=BASIC)
     for (step, folder), sampled in zip(states, series.sampled):
         alone = load_subject(folder)
         ordinary = [i for i in range(len(alone.tokenizer)) if i not in alone.tokenizer.all_special_ids]
@@ -44,12 +46,23 @@ def test_every_state_is_measured_as_if_it_stood_alone(folders):
     assert {(r["step"], r["task"]) for r in series.losses} == {(s, t) for s in (5, 20, 100) for t in ("text", "repeat", "first")}
 
 
+def test_roles_of_tasks_are_scored_at_every_state_as_if_it_stood_alone(folders):
+    _, states, subject = states_of([folders / "ckpt-5", folders / "ckpt-100"])
+    series = series_of(subject, states, texts=2, roles=["induction", "copying"])
+    for (_, folder), sampled in zip(states, series.sampled):
+        alone = load_subject(folder)
+        wanted = run_tasks(prove(alone.model), alone.tokenizer, roles=["copying"]).sampled
+        assert [s.role for s in sampled] == ["induction", *(s.role for s in wanted)] and wanted
+        for mine, theirs in zip(sampled[1:], wanted):
+            assert np.array_equal(mine.values_NLH, theirs.values_NLH, equal_nan=True)
+
+
 def test_losses_of_the_copies_are_those_of_their_tokens(folders):
     """The slow twin: log-probabilities of one state, token by token."""
     from intaglio.measure.heads.repeats import repeats
 
     _, states, subject = states_of([folders / "ckpt-5", folders / "ckpt-20"])
-    series = series_of(subject, states, texts=2)
+    series = series_of(subject, states, texts=2, roles=BASIC)
     model = load_subject(folders / "ckpt-20").model
     ordinary = [i for i in range(len(subject.tokenizer)) if i not in subject.tokenizer.all_special_ids]
     given = repeats(prove(model), texts=2, length=50, ordinary=ordinary)
@@ -89,7 +102,7 @@ def test_a_runs_states_begin_with_its_subject(folders, tmp_path, intaglio, data,
     intaglio("train", folders / "ckpt-5", data, "--out", tmp_path / "run", "--steps", 4, "--checkpoint-every", 2)
     run, states, subject = states_of(tmp_path / "run")
     assert [step for step, _ in states] == [0, 2, 4] and states[0][1] is None
-    series = series_of(subject, states, texts=2)
+    series = series_of(subject, states, texts=2, roles=BASIC)
     first = series_of(*two_states(folders), texts=2)
     assert np.array_equal(series.sampled[0][0].values_NLH, first.sampled[0][0].values_NLH)
     assert run is not None and run.name == "run"

@@ -14,16 +14,18 @@ from typing import Any
 
 from intaglio.analyse.heads.history import event_rows, history_rows
 from intaglio.analyse.heads.teachers import Window, birth_window, teachers_of
+from intaglio.atlas import BASIC, Sampled
 from intaglio.errors import InputError, IntaglioError, SubjectError
 from intaglio.looking import LENGTH, TEXTS, plain_texts
 from intaglio.measure.choice.decision import context_of
 from intaglio.measure.heads.reference import TOKENS
 from intaglio.measure.heads.series import Series, check_alike, measure_series
+from intaglio.measure.heads.tasks import TASKS, run_tasks
 from intaglio.model.anatomy import Anatomy
 from intaglio.model.proof import prove
 from intaglio.model.subject import Subject, load_subject
 from intaglio.replaying import replay_tokens
-from intaglio.roles import heads
+from intaglio.roles import check_settings, heads
 from intaglio.store.run import Run, open_run
 from intaglio.views import Atlas
 
@@ -58,7 +60,8 @@ def history_of(
     """
     tell = progress or (lambda what, done, total: None)
     run, states, subject = states_of(subjects)
-    series = series_of(subject, states, texts=texts, seed=seed, progress=lambda n: tell("checkpoints", n, len(states)))
+    series = series_of(subject, states, texts=texts, seed=seed, progress=lambda n: tell("checkpoints", n, len(states)),
+                       **{name: options.get(name) for name in ("roles", "corpus", "winogender")})  # fmt: skip
     history = history_rows(series.steps, series.sampled)
     events = event_rows(series.steps, series.sampled, history=history, seed=seed)
     found = heads(subject, texts=texts, seed=seed, progress=progress, **options)
@@ -70,18 +73,28 @@ def history_of(
 
 
 def series_of(
-    subject: Subject, states: Sequence[State], *, texts: int = TEXTS, seed: int = 0,
+    subject: Subject, states: Sequence[State], *, texts: int = TEXTS, seed: int = 0, roles: Sequence[str] | None = None,
+    corpus: str | Path | None = None, winogender: str | Path | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Series:  # fmt: skip
-    """Roles and losses at every state, on one set of texts."""
+    """Roles and losses at every state, on one set of texts; roles of tasks where the tokenizer has words for their texts."""
     from intaglio.data.vocab import is_special
 
+    check_settings(roles=roles, texts=texts, seed=seed)
     anatomy, tokenizer = prove(subject.model), subject.tokenizer
+    readable, wanted = _readable(tokenizer, anatomy), [role for role in TASKS if role in (roles or TASKS)]
+
+    def more(anatomy: Anatomy) -> list[Sampled]:
+        if not readable or not wanted:
+            return []
+        proved = prove(anatomy.model)  # gains of norms may be kept as copies
+        return run_tasks(proved, tokenizer, seed=seed, roles=wanted, corpus=corpus, winogender=winogender).sampled
+
     rows = anatomy.embed.weight.shape[0]
     ordinary = [i for i in range(min(rows, len(tokenizer))) if not is_special(tokenizer, i)]
     found = measure_series(
-        anatomy, states, texts=texts, length=LENGTH, seed=seed, ordinary=ordinary, plain=_readable(tokenizer, anatomy),
-        progress=progress,
+        anatomy, states, texts=texts, length=LENGTH, seed=seed, ordinary=ordinary, plain=readable,
+        roles=[role for role in BASIC if role in (roles or BASIC)], more=more, progress=progress,
     )  # fmt: skip
     prove(subject.model)  # with the last state's weights: what is measured next is proved anew
     return found

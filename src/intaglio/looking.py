@@ -55,6 +55,7 @@ class Look:
     Attributes:
         roles: the roles that are scored.
         corpus: a file of dependency trees, for syntax.
+        winogender: its table of sentences, for coreference.
         texts: independent texts of repeated random tokens.
         tell: told (what, done, total).
         rows: table name to its rows; the contract is `tables.ATLAS_TABLES`.
@@ -67,6 +68,7 @@ class Look:
     tokenizer: Any
     roles: Sequence[str]
     corpus: str | Path | None
+    winogender: str | Path | None
     texts: int
     seed: int
     tell: Tell
@@ -128,7 +130,8 @@ class Look:
             self.tell("texts made for roles", len(done), len(wanted))
             done.append(name)
 
-        found = run_tasks(self.anatomy, self.tokenizer, seed=self.seed, roles=wanted, corpus=self.corpus, progress=tell)
+        found = run_tasks(self.anatomy, self.tokenizer, seed=self.seed, roles=wanted, corpus=self.corpus,
+                          winogender=self.winogender, progress=tell)  # fmt: skip
         self.tell("texts made for roles", len(wanted), len(wanted))
         self.sampled += found.sampled
         self.losses += found.losses

@@ -23,14 +23,15 @@ SEEDS = 1 << 63
 
 
 def heads(
-    subject: Any, *, corpus: str | Path | None = None, versus: Any = None, roles: Sequence[str] | None = None,
-    texts: int = TEXTS, seed: int = 0, progress: Tell | None = None,
+    subject: Any, *, corpus: str | Path | None = None, winogender: str | Path | None = None, versus: Any = None,
+    roles: Sequence[str] | None = None, texts: int = TEXTS, seed: int = 0, progress: Tell | None = None,
 ) -> Atlas:  # fmt: skip
     """What every attention head of a model does, on what evidence, and what it is worth.
 
     Args:
         subject: what `load_subject` takes, a loaded Subject, or a pair (model, tokenizer).
         corpus: a file of dependency trees (CoNLL-U), for syntax.
+        winogender: its table of sentences (`all_sentences.tsv`), for coreference beside our own texts.
         versus: a second model or checkpoint of the same shape, looked at with the same texts.
         roles: only these, by name; all of them if None.
         texts: independent texts of repeated random tokens, on which the basic roles are scored.
@@ -43,7 +44,7 @@ def heads(
     """
     check_settings(roles=roles, texts=texts, seed=seed)
     tell = progress or (lambda what, done, total: None)
-    asked = {"roles": tuple(roles or ROLES), "corpus": corpus, "texts": texts, "seed": seed}
+    asked = {"roles": tuple(roles or ROLES), "corpus": corpus, "winogender": winogender, "texts": texts, "seed": seed}
     sides = [_loaded(one) for one in ([subject] if versus is None else [subject, versus])]
     anatomies = [prove(side.model) for side in sides]
     _check_shapes(anatomies)

@@ -25,6 +25,7 @@ def heads(
     out: Path | None = None,
     json: Path | None = None,
     corpus: Path | None = None,
+    winogender: Path | None = None,
     versus: str | None = None,
     roles: str | None = None,
     choice: Several = None,
@@ -62,6 +63,8 @@ def heads(
         Write everything to this file.
     corpus
         A .conllu file of dependency trees (Universal Dependencies, any language), for syntax.
+    winogender
+        Its table of sentences (all_sentences.tsv), for coreference beside our own texts.
     versus
         A second model or checkpoint of the same shape, looked at with the same texts.
     roles
@@ -85,7 +88,7 @@ def heads(
 
     console = Console() if sys.stdout.isatty() else Console(width=120)
     given: dict[str, Any] = dict(
-        corpus=corpus, versus=versus, texts=texts, seed=seed,
+        corpus=corpus, winogender=winogender, versus=versus, texts=texts, seed=seed,
         roles=None if roles is None else [name.strip() for name in roles.split(",")],
     )  # fmt: skip
     if plan:

@@ -12,6 +12,7 @@ from rich.text import Text
 from intaglio.errors import IntaglioError
 from intaglio.model.header import shown
 from intaglio.model.parts import Parts
+from intaglio.model.slices import head_places
 from intaglio.model.stored import Checkpoint
 
 if TYPE_CHECKING:
@@ -46,7 +47,16 @@ def listing(checkpoint: Checkpoint, *, spectra: bool = False) -> dict[str, Any]:
         "subject": str(checkpoint.path), "format": "gguf" if checkpoint.gguf else "safetensors",
         "files": {f: (checkpoint.folder / f).stat().st_size for f in checkpoint.files},
         "model": _sizes(parts), "metadata": checkpoint.metadata, "not_in_the_index": list(checkpoint.unindexed), "tensors": rows,
+        "heads": _heads(checkpoint),
     }  # fmt: skip
+
+
+def _heads(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Where every head lies, as the table `places` says it; none where the family's heads are not known."""
+    try:
+        return head_places(checkpoint)
+    except IntaglioError:
+        return []
 
 
 def print_listing(checkpoint: Checkpoint, found: dict[str, Any], console: Console) -> None:

@@ -15,6 +15,7 @@ C checkpoints, N texts, L layers, H heads, R redrawings.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -144,36 +145,40 @@ def _redrawn(
     steps: Sequence[int], series: Sequence[Sequence[Sampled]], smallest: Mapping[str, float] | None, seed: int, redrawings: int
 ) -> dict[tuple[str, str], np.ndarray]:
     """(R, C) by role and head: has it the role, with the texts drawn again; p corrected by the number of all tests."""
-    from scipy.special import stdtrit
-
-    texts = next((one.values_NLH.shape[0] for sampled in series for one in sampled), 0)
-    if texts < 2:
-        return {}
     tests = sum(_rows_of(one) for sampled in series for one in sampled)
-    least_t = float(stdtrit(texts - 1, 1 - LEVEL / max(tests, 1)))
-    picks_RN = np.random.default_rng(seed).integers(texts, size=(redrawings, texts))
-    weight_RN = np.stack([np.bincount(pick, minlength=texts) for pick in picks_RN]).astype(float)
     found: dict[tuple[str, str], np.ndarray] = {}
     for at, sampled in enumerate(series):
         for one in sampled:
-            _add(found, one, at, len(steps), weight_RN, least_of(one.role, smallest), least_t)
+            weight_RN = _weights(len(one.values_NLH), seed, redrawings)
+            _add(found, one, at, len(steps), weight_RN, least_of(one.role, smallest), LEVEL / max(tests, 1))
     return found
+
+
+@functools.lru_cache(maxsize=32)
+def _weights(texts: int, seed: int, redrawings: int) -> np.ndarray:
+    """(R, N) how often each text is drawn: the same draws wherever a role has so many texts."""
+    picks_RN = np.random.default_rng(seed).integers(texts, size=(redrawings, texts))
+    return np.stack([np.bincount(pick, minlength=texts) for pick in picks_RN]).astype(float)
 
 
 def _add(
     found: dict[tuple[str, str], np.ndarray], one: Sampled, at: int, checkpoints: int, weight_RN: np.ndarray,
-    least: float, least_t: float,
+    least: float, level: float,
 ) -> None:  # fmt: skip
-    """One measurement of one checkpoint, under every redrawing."""
+    """One measurement of one checkpoint, under every redrawing; texts that do not test a head are drawn and left out."""
+    from scipy.special import stdtrit
+
     heads = one.values_NLH.shape[2]
     excess_NX = (one.values_NLH - one.null_NLH).reshape(len(one.values_NLH), -1)
-    tested_X = np.isfinite(excess_NX).all(0)  # a head that only some texts test keeps no interval
-    excess_NX = np.where(tested_X, excess_NX, 0.0)
-    n = weight_RN.shape[1]
-    mean_RX = weight_RN @ excess_NX / n
-    square_RX = np.maximum(weight_RN @ excess_NX**2 / n - mean_RX**2, 0.0)
-    error_RX = np.sqrt(square_RX / (n - 1))
-    named_RX = tested_X & (mean_RX >= least) & (mean_RX > least_t * error_RX)
-    for x in np.flatnonzero(tested_X):
+    known_NX = np.isfinite(excess_NX)
+    excess_NX = np.where(known_NX, excess_NX, 0.0)
+    count_RX = weight_RN @ known_NX
+    divisor_RX = np.maximum(count_RX, 1.0)
+    mean_RX = weight_RN @ excess_NX / divisor_RX
+    square_RX = np.maximum(weight_RN @ excess_NX**2 / divisor_RX - mean_RX**2, 0.0)
+    error_RX = np.sqrt(square_RX / np.maximum(count_RX - 1, 1.0))
+    least_t_X = stdtrit(np.maximum(known_NX.sum(0) - 1, 1), 1 - level)
+    named_RX = (count_RX > 1) & (mean_RX >= least) & (mean_RX > least_t_X * error_RX)
+    for x in np.flatnonzero(known_NX.sum(0) > 1):
         key = one.role, f"L{x // heads}.attn.H{x % heads}"
         found.setdefault(key, np.zeros((len(weight_RN), checkpoints), dtype=bool))[:, at] |= named_RX[:, x]

@@ -1,4 +1,4 @@
-"""One model at several checkpoints: the basic roles and three losses of each, the structure loaded once.  [torch]"""
+"""One model at several checkpoints: the roles and three losses of each, the structure loaded once.  [torch]"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from intaglio.atlas import Sampled
+from intaglio.atlas import BASIC, Sampled
 from intaglio.checkpoint import load_weights
 from intaglio.errors import InputError
 from intaglio.measure.heads.basic import measure_basic
@@ -38,9 +38,10 @@ class Series:
 def measure_series(
     anatomy: Anatomy, states: Sequence[tuple[int, Path | None]], *, texts: int, length: int, seed: int = 0,
     ordinary: Sequence[int] | None = None, plain: Sequence[Sequence[int]] = (),
+    roles: Sequence[str] = BASIC, more: Callable[[Anatomy], list[Sampled]] = lambda anatomy: [],
     progress: Callable[[int], None] = lambda done: None,
 ) -> Series:  # fmt: skip
-    """The six basic roles and the losses at every state; the model is left with the last state's weights.
+    """The six basic roles, those of `more`, and the losses at every state; the model is left with the last state's weights.
 
     Args:
         anatomy: of a model of the states' shape.
@@ -48,6 +49,8 @@ def measure_series(
         texts: of repeated random tokens, the same for every state.
         length: tokens in a copy.
         ordinary: token ids to draw from.
+        roles: those of the basic ones that are kept.
+        more: scores of other roles of the model as it stands, on the same texts whenever it is asked.
         plain: token ids of ordinary texts, for the loss `text`; none leaves it out.
         progress: told how many states are done.
 
@@ -62,7 +65,8 @@ def measure_series(
         if folder is not None:
             load_weights(folder, anatomy.model)
         found.steps.append(step)
-        found.sampled.append(measure_basic(anatomy, seed=seed, texts=texts, length=length, ordinary=ordinary))
+        basic = measure_basic(anatomy, seed=seed, texts=texts, length=length, ordinary=ordinary)
+        found.sampled.append([*(one for one in basic if one.role in roles), *more(anatomy)])
         found.losses += [{"step": step, "task": task, "loss_nats": loss_of(anatomy, one)} for task, one in tasks.items()]
         progress(len(found.steps))
     return found

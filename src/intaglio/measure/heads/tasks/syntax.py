@@ -31,6 +31,7 @@ from torch import Tensor
 from intaglio.atlas import Sampled
 from intaglio.data.align import tokens_of, tokens_of_words
 from intaglio.data.conllu import Sentence, read_conllu
+from intaglio.measure.heads.causal_loss import RoleLoss
 from intaglio.measure.heads.seeing import see_attention
 from intaglio.measure.heads.tasks.found import Found, blank
 from intaglio.measure.heads.tasks.prompts import Prompt, Untested, by_length, longest, start_ids
@@ -44,6 +45,7 @@ PLACES = 3  # fixed places that are tried
 LONGEST_FIRST, LONGEST_LAST = "longest, first", "longest, last"
 MOST_WORDS = 40
 LEFT_OUT = {"root", "punct"}
+WORDS_OF_TREES = "words of the treebank (no loss is known that this role alone should carry)"
 
 Arcs = dict[str, list[tuple[int, frozenset[int]]]]  # detail to (looking word, right words)
 
@@ -79,7 +81,18 @@ def find_syntax(anatomy: Anatomy, tokenizer: Any, corpus: str | Path, rng: np.ra
     if not details:
         raise Untested(f"no relation is shown by {LEAST_SENTENCES} sentences of at most {most} tokens")
     notes = {"sentences": len(parsed), "words without tokens of their own": sum(p.tokens.count([]) for p in parsed)}
-    return Found(score_relations(anatomy, parsed, details), [], notes)
+    loss = RoleLoss("syntax", WORDS_OF_TREES, _words_loss(parsed, anatomy.unembed.weight.device))
+    return Found(score_relations(anatomy, parsed, details), [loss], notes)
+
+
+def _words_loss(parsed: Sequence[Parsed], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Every token of a sentence that some word before it could help to predict."""
+    batches = []
+    for _, ids_BT in by_length([p.prompt for p in parsed], device):
+        mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+        mask_BT[:, :2] = False
+        batches.append((ids_BT, mask_BT))
+    return batches
 
 
 def parse(tokenizer: Any, sentence: Sentence) -> Parsed | None:
