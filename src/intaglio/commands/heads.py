@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from intaglio.views import Atlas
 
 SHOWN = 4  # heads named for each role
-TASK_TEXTS = 90  # texts of tasks, in units of a text of repeated tokens: measured, for --plan
-CHECKED = 12  # roles with a loss, for --plan
+TASK_TEXTS, REMOVAL_TEXTS, WEIGHT_TEXTS = 150, 280, 110  # what stages take, in texts of repeated tokens; measured, for --plan
 
 
 @explained
@@ -136,7 +135,7 @@ def _print_plan(subjects: tuple[str, ...], given: dict[str, Any], console: Any) 
     """Time by one forward that is run for it."""
     import time
 
-    from intaglio.looking import CHECK_TEXTS, DRAWS, LENGTH
+    from intaglio.looking import LENGTH
     from intaglio.measure.heads.basic import measure_basic
     from intaglio.model.proof import prove
     from intaglio.model.subject import load_subject
@@ -144,16 +143,17 @@ def _print_plan(subjects: tuple[str, ...], given: dict[str, Any], console: Any) 
 
     check_settings(**{name: given[name] for name in ("roles", "texts", "seed")})
     anatomy = prove(load_subject(subjects[0]).model)
-    start = time.perf_counter()
-    measure_basic(anatomy, texts=2, length=LENGTH)
-    one = (time.perf_counter() - start) / 2
-    runs = given["texts"] + TASK_TEXTS + (DRAWS + 2) * CHECK_TEXTS * CHECKED
+    for _ in range(2):  # the first warms up
+        start = time.perf_counter()
+        measure_basic(anatomy, texts=4, length=LENGTH)
+        one = (time.perf_counter() - start) / 4
+    runs = given["texts"] + TASK_TEXTS + REMOVAL_TEXTS + WEIGHT_TEXTS
     console.print(
         f"  {anatomy.n_layers * anatomy.n_heads} heads; a text of {2 * LENGTH + 1} tokens takes {one:.2f} s\n"
-        f"  repeated random tokens: {given['texts']} texts; texts made for roles: about {TASK_TEXTS} as long; removing heads: "
-        f"about {(DRAWS + 2) * CHECK_TEXTS * CHECKED}\n"
-        f"  in all about {one * runs * (1 + (given['versus'] is not None)):,.0f} s and the weights alone; "
-        f"each checkpoint of a series {one * given['texts'] * 1.5:,.0f} s",
+        f"  repeated random tokens: {given['texts']} texts; as long as so many take: texts made for roles {TASK_TEXTS}, removing "
+        f"heads {REMOVAL_TEXTS}, weights {WEIGHT_TEXTS}\n"
+        f"  in all about {one * runs * (1 + (given['versus'] is not None)):,.0f} s, and "
+        f"{one * (given['texts'] * 1.5 + TASK_TEXTS):,.0f} s for each checkpoint of a series",
         highlight=False,
     )  # fmt: skip
 
