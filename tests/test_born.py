@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from intaglio.analyse.heads.lottery import births_of, first_below, lottery, some_so_often
+from intaglio.atlas import BASIC
 from intaglio.data.repeats import GROUPS, WORDS, first_rows, repeat_rows, training_rows, word_tokenizer
+from intaglio.looking import UNREAD
+from intaglio.measure.heads.losses import REPEAT
 from intaglio.store.run import open_run
 
 STEPS = 8
@@ -78,6 +81,14 @@ def test_it_ends_with_a_page_of_the_heads_and_their_history(runs):
     assert {r["step"] for r in history} == {0, 4, 8} == {r["step"] for r in data["tables"]["losses"]}
     assert {r["task"] for r in data["tables"]["losses"]} == {"repeat", "first"}  # its words are no ordinary text
     assert len({r["address"] for r in history}) == 8
+
+
+def test_a_tokenizer_without_words_for_a_text_is_not_asked_with_it(runs):
+    """All but the roles on repeated words would be scored on texts of unknown tokens, and so would the losses."""
+    found = json.loads((runs / "a" / "heads.json").read_text(encoding="utf-8"))
+    assert {found["skipped"][role] for role in ("copying", "coreference", "temporal", "retrieval", "shares")} == {UNREAD}
+    assert {row["role"] for row in found["tables"]["scores"]} <= set(BASIC)
+    assert {row["task"] for row in found["tables"]["checks"]} <= {REPEAT}
 
 
 def test_nothing_is_opened_where_nobody_sees_it(monkeypatch, tmp_path):

@@ -16,7 +16,7 @@ from intaglio.analyse.heads.history import event_rows, history_rows
 from intaglio.analyse.heads.teachers import Window, birth_window, teachers_of
 from intaglio.atlas import BASIC, Sampled
 from intaglio.errors import InputError, IntaglioError, SubjectError
-from intaglio.looking import LENGTH, TEXTS, plain_texts
+from intaglio.looking import LENGTH, TEXTS, plain_texts, readable
 from intaglio.measure.choice.decision import context_of
 from intaglio.measure.heads.reference import TOKENS
 from intaglio.measure.heads.series import Series, check_alike, measure_series
@@ -82,10 +82,10 @@ def series_of(
 
     check_settings(roles=roles, texts=texts, seed=seed)
     anatomy, tokenizer = prove(subject.model), subject.tokenizer
-    readable, wanted = _readable(tokenizer, anatomy), [role for role in TASKS if role in (roles or TASKS)]
+    plain, wanted = _readable(tokenizer, anatomy), [role for role in TASKS if role in (roles or TASKS)]
 
     def more(anatomy: Anatomy) -> list[Sampled]:
-        if not readable or not wanted:
+        if not plain or not wanted:
             return []
         proved = prove(anatomy.model)  # gains of norms may be kept as copies
         return run_tasks(proved, tokenizer, seed=seed, roles=wanted, corpus=corpus, winogender=winogender).sampled
@@ -93,7 +93,7 @@ def series_of(
     rows = anatomy.embed.weight.shape[0]
     ordinary = [i for i in range(min(rows, len(tokenizer))) if not is_special(tokenizer, i)]
     found = measure_series(
-        anatomy, states, texts=texts, length=LENGTH, seed=seed, ordinary=ordinary, plain=readable,
+        anatomy, states, texts=texts, length=LENGTH, seed=seed, ordinary=ordinary, plain=plain,
         roles=[role for role in BASIC if role in (roles or BASIC)], more=more, progress=progress,
     )  # fmt: skip
     prove(subject.model)  # with the last state's weights: what is measured next is proved anew
@@ -102,10 +102,8 @@ def series_of(
 
 def _readable(tokenizer: Any, anatomy: Anatomy) -> list[list[int]]:
     """The plain texts, unless the tokenizer has no words for them."""
-    unknown = tokenizer.unk_token_id
     texts = plain_texts(tokenizer, min(TOKENS, context_of(anatomy.model)))
-    ids = [i for text in texts for i in text]
-    return texts if ids and (unknown is None or ids.count(unknown) < 0.2 * len(ids)) else []
+    return texts if readable(tokenizer, texts) else []
 
 
 # --- where the states lie --------------------------------------------------------------------

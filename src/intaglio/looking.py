@@ -30,7 +30,7 @@ from intaglio.measure.heads.causal_loss import RoleLoss
 from intaglio.measure.heads.circuits import measure_weights
 from intaglio.measure.heads.clusters import cluster_features
 from intaglio.measure.heads.levels import level_rows
-from intaglio.measure.heads.losses import basic_losses
+from intaglio.measure.heads.losses import FEEDS, REST, basic_losses
 from intaglio.measure.heads.reference import TOKENS, measure_reference
 from intaglio.measure.heads.repeats import repeats
 from intaglio.measure.heads.tasks import SHARES, TASKS, run_tasks
@@ -43,6 +43,8 @@ LENGTH = 50  # tokens in a copy
 DRAWS = 5
 CHECK_TEXTS = 2  # of repeated random tokens, on which the removal of heads is measured
 CHECK_TOKENS = 512  # of the texts on which a role's heads are removed
+UNREAD = "the tokenizer has no words for these texts"
+MOST_UNKNOWN = 0.2  # of a text's tokens, for it to be read
 SHOWN_LENGTH = 16  # tokens in a copy of the repeated text that is shown
 
 Tell = Callable[[str, int, int], None]
@@ -119,11 +121,15 @@ class Look:
                               progress=lambda done: self.tell("repeated random tokens", done, self.texts))  # fmt: skip
         given = repeats(self.anatomy, seed=self.seed + 1, texts=CHECK_TEXTS, length=LENGTH, ordinary=self.ordinary)
         self.sampled += [one for one in found if one.role in self.roles]
-        self.losses += [one for one in basic_losses(self.anatomy, given, self.plain) if one.role in self.roles]
+        known = set(self.roles) & {*FEEDS, *(REST if readable(self.tokenizer, self.plain) else ())}
+        self.losses += [one for one in basic_losses(self.anatomy, given, self.plain) if one.role in known]
 
     def tasks(self) -> None:
         """Roles that show on texts made for them, and false attention paths."""
         wanted = [*(role for role in self.roles if role in TASKS), SHARES]
+        if not readable(self.tokenizer, self.plain):
+            self.skipped |= dict.fromkeys(wanted, UNREAD)
+            return
         done: list[str] = []
 
         def tell(name: str) -> None:
@@ -229,3 +235,9 @@ def plain_texts(tokenizer: Any, tokens: int = TOKENS) -> list[list[int]]:
     rows = [json.loads(line) for line in lines]
     groups = (" ".join(r["text"] for r in rows if (r["group"] == "en") == english) for english in (True, False))
     return [[int(i) for i in tokenizer(text)["input_ids"][:tokens]] for text in groups]
+
+
+def readable(tokenizer: Any, texts: Sequence[Sequence[int]]) -> bool:
+    """Whether the tokenizer has words for ordinary texts, given as its ids."""
+    ids = [i for text in texts for i in text]
+    return bool(ids) and (tokenizer.unk_token_id is None or ids.count(tokenizer.unk_token_id) < MOST_UNKNOWN * len(ids))
