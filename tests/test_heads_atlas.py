@@ -22,7 +22,7 @@ from intaglio.model.proof import prove
 from intaglio.roles import heads
 from intaglio.tables import ATLAS_TABLES
 from intaglio.views import Atlas, open_atlas
-from planted import PLANTED, planted_model, planted_tokenizer
+from planted_heads import PLANTED, planted_model, planted_tokenizer
 
 
 @pytest.fixture(scope="module", autouse=True)

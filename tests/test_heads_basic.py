@@ -18,7 +18,7 @@ from intaglio.measure.heads.basic import best_offset, measure_basic
 from intaglio.measure.heads.repeats import repeats
 from intaglio.measure.heads.seeing import see_attention
 from intaglio.model.proof import prove
-from planted import OFFSET, PLANTED, planted_model
+from planted_heads import OFFSET, PLANTED, planted_model
 from truth.attention import score
 
 

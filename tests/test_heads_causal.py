@@ -15,7 +15,7 @@ from intaglio.measure.heads.losses import basic_losses
 from intaglio.measure.heads.repeats import repeats
 from intaglio.model.capture import capture
 from intaglio.model.proof import prove
-from planted import planted_model
+from planted_heads import planted_model
 
 
 @pytest.fixture(scope="module")
