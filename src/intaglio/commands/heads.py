@@ -170,8 +170,8 @@ def print_atlas(atlas: Atlas, console: Any) -> None:
     for role in ROLES:
         mine = _named(atlas, role)
         if mine:
-            strongest = ", ".join(f"{_short(r['address'])} {r['score']:.2f} ({r['null']:.2f})" for r in mine[:SHOWN])
-            table.add_row(role.replace("_", " "), str(len({r["address"] for r in mine})), strongest, _cost(checks.get(role)))
+            strongest = ", ".join(f"{_short(r['address'])} {_score(r)}" for r in mine[:SHOWN])
+            table.add_row(role.replace("_", " "), str(len(mine)), strongest, _cost(checks.get(role)))
     console.print()
     console.print(table)
     unresolved = sum(row["role"] == UNRESOLVED for row in found)
@@ -179,7 +179,8 @@ def print_atlas(atlas: Atlas, console: Any) -> None:
     console.print(
         f"\n  {len(found)} heads: {len(found) - unresolved - resting} with a role, {resting} that only rest on the first token, "
         f"{unresolved} unresolved (no role beyond its null by the rule).\n"
-        "  score: share of attention that the role describes. null: the same with its targets shuffled.",
+        "  score: by the role's own measure (a share of attention for the basic six); null: the same with its targets shuffled.\n"
+        "  removed: the loss of the whole model, then without the strongest heads; the least and the most without random heads.",
         style="dim", highlight=False,
     )  # fmt: skip
     _print_events(atlas, console)
@@ -199,8 +200,24 @@ def _print_events(atlas: Atlas, console: Any) -> None:
 
 
 def _named(atlas: Atlas, role: str) -> list[dict[str, Any]]:
+    """A row for every head that has the role, the most evidence first; of its offsets or relations the best."""
+    from intaglio.analyse.heads.naming import evidence
+
     rows = [r for r in atlas.rows["scores"] if r["role"] == role and r["named"]]
-    return sorted(rows, key=lambda r: r["null"] - r["score"])
+    found: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=evidence, reverse=True):
+        found.setdefault(row["address"], row)
+    return list(found.values())
+
+
+def _score(row: dict[str, Any]) -> str:
+    detail = f" {row['detail']}" if row["detail"] else ""
+    return f"{_two(row['score'])} ({_two(row['null'])}){detail}"
+
+
+def _two(value: float) -> str:
+    """Two decimals, and no minus before a zero."""
+    return f"{value:.2f}".replace("-0.00", "0.00")
 
 
 def _short(address: str) -> str:
@@ -217,4 +234,6 @@ def _cost(check: dict[str, Any] | None) -> str:
     if not check["draws"]:
         return f"{cost}; no other heads to compare"
     spread = f"{check['random_low']:.2f} to {check['random_high']:.2f}"
-    return f"{cost}; {spread}{'' if check['holds'] else ': no more than they'}"
+    if check["holds"]:
+        return f"{cost}; {spread}"
+    return f"{cost}; {spread}: {'no rise' if check['ablated_nats'] <= check['loss_nats'] else 'some draw costs as much'}"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from intaglio.report.heads.seen import Row, Seen, evidence, loosely_tested, short
+from intaglio.report.heads.seen import RESTING, Row, Seen, evidence, loosely_tested, short, verdict
 from intaglio.report.heads.wall import chip, head_link, head_links
 from intaglio.report.heads.words import HeadWords, in_order
 
 ROLES_SHOWN = 10
-RESTING = "first_token"
+BIRTHS_SHOWN = 4  # roles
 
 
 def answer(t: HeadWords, side: Seen) -> list[tuple[Markup, Markup]]:
@@ -34,6 +34,11 @@ def _how_many(t: HeadWords, side: Seen) -> Markup | None:
     resting = sum(row["role"] == RESTING for row in side.named.values())
     values = {"every": every, "named": named - resting, "resting": resting, "unresolved": every - named}
     told = {k: _bold(t.count("heads_of", v) if k == "every" else t.numbers.whole(v)) for k, v in values.items()}
+    told |= {
+        "have": t.count("have", named - resting),
+        "rest": t.count("rest", resting),
+        "stay": t.count("stay", every - named),
+    }
     told["share"] = t.numbers.percent((every - named) / max(every, 1))
     return t("page.says.rests" if resting else "page.says.how_many", **told)
 
@@ -72,9 +77,16 @@ def _worth(t: HeadWords, side: Seen) -> Markup | None:
         ablated=_bold(n(best["ablated_nats"], 3)),
         random=_bold(n(best["random_nats"], 3)),
     )
-    return (
-        told + Markup(" ") + t("page.says.checks", held=t.numbers.whole(len(held)), checks=t.numbers.whole(len(checks)))
+    draws = min(r["draws"] for r in checks)
+    said = t(
+        "page.says.checks",
+        held=n.whole(len(held)),
+        hold=t.count("hold", len(held)),
+        checks=t.count("checks", len(checks)),
+        draws=n.whole(draws),
+        cases=n.whole(draws + 1),
     )
+    return told + Markup(" ") + said
 
 
 def _when(t: HeadWords, side: Seen) -> Markup | None:
@@ -84,19 +96,23 @@ def _when(t: HeadWords, side: Seen) -> Markup | None:
         return None
     if not births:
         return t("page.says.no_births", checkpoints=t.count("checkpoints", len(steps)))
-    first: dict[str, Row] = {}
+    first: dict[str, list[Row]] = {}
     for row in births:
-        first.setdefault(row["role"], row)
+        mine = first.setdefault(row["role"], [row])
+        if row is not mine[0] and row["step"] == mine[0]["step"]:
+            mine.append(row)
     parts = [
         t(
             "page.says.birth",
             role=chip(t, role),
-            head=head_link(short(row["address"])),
-            after=t.numbers.whole(row["after_step"]),
-            step=t.numbers.whole(row["step"]),
+            head=head_links([short(row["address"]) for row in rows]),
+            after=t.numbers.whole(rows[0]["after_step"]),
+            step=t.numbers.whole(rows[0]["step"]),
         )
-        for role, row in list(first.items())[:4]
+        for role, rows in list(first.items())[:BIRTHS_SHOWN]
     ]
+    if len(first) > BIRTHS_SHOWN:
+        parts.append(t("page.says.more_births", n=t.numbers.whole(len(first) - BIRTHS_SHOWN)))
     return t(
         "page.says.births",
         births=_bold(t.count("births", len(births))),
@@ -123,10 +139,13 @@ def check_sentence(t: HeadWords, row: Row) -> Markup:
         ablated=n(row["ablated_nats"], 3),
         against=against,
     )
-    if row.get("random_nats") is None:
-        return said
-    good = bool(row.get("holds"))
-    if not good and loosely_tested(row):
-        return Markup("{} {}").format(said, t("page.roles.loose"))
-    verdict = t("page.roles.holds" if good else "page.roles.fails")
-    return Markup('{} <b class="{}">{}</b>').format(said, "ok" if good else "bad", verdict)
+    told = verdict_sentence(t, row)
+    if told is None or loosely_tested(row):
+        return Markup("{} {}").format(said, told) if told else said
+    return Markup('{} <b class="{}">{}</b>').format(said, "ok" if row.get("holds") else "bad", told)
+
+
+def verdict_sentence(t: HeadWords, row: Row) -> Markup | None:
+    """What a check says of its role, in words; None where no random heads could be drawn."""
+    key = verdict(row)
+    return None if key is None else t(f"page.roles.{key}", cases=t.numbers.whole(row["draws"] + 1))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from intaglio.report.choice.words import visible
+from intaglio.report.heads.answer import verdict_sentence
 from intaglio.report.heads.letters import letters
 from intaglio.report.heads.seen import Row, Seen, brief, loosely_tested, short
 from intaglio.report.heads.words import HeadWords, colour, in_order
@@ -131,8 +132,8 @@ def _check(t: HeadWords, row: Row) -> dict[str, Any]:
         "heads": [short(a) for a in row["heads"]],
         "task": str(t.said(row["task"])),
         "draws": row.get("draws"),
-        "holds": row.get("holds"),
-        "loose": loosely_tested(row),
+        "holds": None if loosely_tested(row) else row.get("holds"),
+        "verdict": None if (said := verdict_sentence(t, row)) is None else str(said),
     }
 
 

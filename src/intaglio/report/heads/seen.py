@@ -23,6 +23,7 @@ _TOLD = (
     "events",
     "teachers",
 )  # tables that name heads
+RESTING = "first_token"  # where heads rest: behind all their other roles
 Row = dict[str, Any]
 
 
@@ -63,17 +64,17 @@ class Seen:
         return {name: row for name, row in self.by_head.items() if row["role"] != UNRESOLVED}
 
     def holders(self) -> dict[str, list[Row]]:
-        """Role to the rows of all heads that have it, the highest score first; a head may have several roles."""
+        """Role to the rows of all heads that have it, the most evidence first; a head may have several roles."""
         found: dict[str, dict[str, Row]] = defaultdict(dict)
         for row in self.of("scores"):
             if row.get("named"):
                 best = found[row["role"]].setdefault(short(row["address"]), row)
-                if (row["score"] or 0.0) > (best["score"] or 0.0):
+                if _order(row) < _order(best):
                     found[row["role"]][short(row["address"])] = row
         for name, row in self.named.items():
             if not self.of("scores"):
                 found[row["role"]][name] = row
-        return {role: sorted(rows.values(), key=lambda r: -(r.get("score") or 0.0)) for role, rows in found.items()}
+        return {role: sorted(rows.values(), key=_order) for role, rows in found.items()}
 
 
 def seen(atlas: AtlasData) -> Seen:
@@ -108,7 +109,7 @@ def _strongest(scores: Iterable[Row]) -> list[Row]:
             found[row["address"]].append(row | {"evidence": evidence(row)})
     made = []
     for _address, rows in found.items():
-        rows.sort(key=lambda r: -(r["evidence"] or 0.0))
+        rows.sort(key=lambda r: (r["role"] == RESTING, _order(r)))
         made.append(rows[0] | {"roles": list(dict.fromkeys(r["role"] for r in rows))})
     return made
 
@@ -116,6 +117,22 @@ def _strongest(scores: Iterable[Row]) -> list[Row]:
 def loosely_tested(check: Row) -> bool:
     """Whether the loss of a check is only ordinary text's, because none is known that the role alone should carry."""
     return "no loss is known" in check["task"]
+
+
+def verdict(check: Row) -> str | None:
+    """What a check says of its role: the key of a sentence under `page.roles`; None where nothing was compared.
+
+    Without its heads the loss may rise beyond all random draws, rise no further than some draw, or not rise at all.
+    """
+    if check.get("ablated_nats") is None or check.get("random_nats") is None:
+        return None
+    said = "holds" if check.get("holds") else "idle" if check["ablated_nats"] <= check["loss_nats"] else "fails"
+    return f"loose_{said}" if loosely_tested(check) else said
+
+
+def _order(row: Row) -> float:
+    """Less for the row with more evidence."""
+    return -(evidence(row) or 0.0)
 
 
 def evidence(row: Row) -> float | None:

@@ -14,6 +14,7 @@ from intaglio.report.heads.words import HeadWords
 
 SHOWN = 5  # texts of each head
 HEADS = 12
+TAUGHT = ("induction", "previous_token")  # roles by whose loss texts are credited
 
 
 def teacher_tables(t: HeadWords, side: Seen) -> list[dict[str, Any]]:
@@ -21,13 +22,17 @@ def teacher_tables(t: HeadWords, side: Seen) -> list[dict[str, Any]]:
     tokens: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(side.of("teacher_tokens"), key=lambda r: r["position"]):
         tokens.setdefault((short(row["address"]), row["example"]), []).append(row)
+    taught: dict[str, str] = {}  # a head may have come to other roles later
+    for row in side.of("events"):
+        if row["event"] == "birth" and row["role"] in TAUGHT:
+            taught.setdefault(short(row["address"]), row["role"])
     tables = []
     for name, rows in list(side.grouped("teachers").items())[:HEADS]:
         best = sorted(rows, key=lambda r: r["rank"])[:SHOWN]
         tables.append(
             {
                 "head": head_link(name),
-                "role": chip(t, side.by_head[name]["role"]),
+                "role": chip(t, taught.get(name) or side.by_head[name]["role"]),
                 "rows": [_row(t, r, tokens.get((name, r["example"]))) for r in best],
             }
         )
@@ -39,7 +44,9 @@ def _row(t: HeadWords, r: Row, tokens: list[Row] | None) -> dict[str, Any]:
     beyond = r.get("null_high") is not None and r["credit_nats"] > r["null_high"]
     return {
         "credit": n.signed(r["credit_nats"]),
-        "null": t("page.teachers.span", low=n(r.get("null_low"), 2), high=n(r.get("null_high"), 2)),
+        "null": n.missing
+        if r.get("null_high") is None
+        else t("page.teachers.span", low=n(r.get("null_low"), 2), high=n(r["null_high"], 2)),
         "beyond": beyond,
         "movement": n(r.get("movement")),
         "visits": n.whole(r["visits"]) if r.get("visits") is not None else n.missing,

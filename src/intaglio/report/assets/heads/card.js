@@ -54,7 +54,7 @@ const Cards = (() => {
       title(to, words.check, words.check_tip); if (!c || !known(c.ablated)) { add(to, "p", "note", words.unchecked); return true; }
       add(to, "p").append(fill(c.heads.includes(head) ? words.check_in : words.check_out, { n: whole(c.heads.length), task: c.task, loss: number(c.loss), ablated: make("b", "", number(c.ablated)) }),
         known(c.random) ? fill(words.check_random, { random: number(c.random), low: number(c.random_low), high: number(c.random_high), draws: whole(c.draws) }) : ".");
-      add(to, "p", "check").append(!known(c.random) ? words.no_random : !c.holds && c.loose ? words.loose : make("b", c.holds ? "ok" : "bad", c.holds ? words.holds : words.fails), " ", words.group, " ", ...links(c.heads));
+      add(to, "p", "check").append(!c.verdict ? words.no_random : c.holds === null ? c.verdict : make("b", c.holds ? "ok" : "bad", c.verdict), " ", words.group, " ", ...links(c.heads));
     },
     attention(side, head, to, twins) {
       const texts = Object.keys(side.patterns[head] || {}); if (!texts.length) return false;
