@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import json
+import math
 import re
 from collections import defaultdict
 
@@ -23,6 +25,7 @@ from heads_pages import (
     short,
 )  # fmt: skip
 from intaglio.atlas import UNRESOLVED, AtlasData
+from intaglio.report.heads import render_heads
 from printed import read
 
 
@@ -99,8 +102,8 @@ def test_weights_alone(found):
     seen = {short(r["address"]): r["score"] for r in found.rows["scores"] if r["role"] == "copying"}
     assert {head for head, *_ in dots} == set(weights) and len(dots) == len(weights)
     assert all(is_near(w, weights[head], 2) and is_near(s, seen[head], 2) for head, w, s in dots)
-    edges = tips(shown, rf"([\d.]+) → ([\d.]+), enters the (\w+): composition ({NUMBER}), random directions ({NUMBER}), ({NUMBER}) "
-                        "standard deviations beyond")  # fmt: skip
+    edges = tips(shown, rf"([\d.]+) → ([\d.]+), enters the (\w+): composition ({NUMBER}), random directions ({NUMBER}), "
+                        rf"({NUMBER}) standard deviations beyond")  # fmt: skip
     for side, name in (("q", "query"), ("k", "key"), ("v", "value")):
         best = sorted((r for r in found.rows["composition"] if r["side"] == side), key=lambda r: -r["excess"])[:14]
         mine = [e for e in edges if e[2] == name]
@@ -204,3 +207,41 @@ def test_the_answer_is_about_the_first_side():
     found = counted(1, 0, 2)
     found.beside = [counted(3, 0, 0)]
     assert answers(found)[0].startswith("1 of 3 heads has a role") and len(answers(found)) == 2
+
+
+# --- the wall and the cards --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("found", MADE)
+def test_a_cell_is_as_bright_as_its_evidence_and_says_score_and_null(found):
+    cells = re.findall(r'class="cell ([^"]*)" href="#head=([\d.]+)"[^>]*aria-label="([^"]*)"', section(found, "wall"))
+    heads = {short(r["address"]): r for side in (found, *found.beside) for r in side.rows["heads"]}
+    own = {short(r["address"]): r for r in found.rows["heads"]}
+    assert len(cells) == sum(len(side.rows["heads"]) for side in (found, *found.beside)) and set(own) == set(heads)
+    for kind, head, label in cells[: len(own)]:
+        row = own[head]
+        if row["role"] == UNRESOLVED:
+            assert kind == "none" and label == f"head {head}: unresolved"
+            continue
+        assert kind.split()[1] == f"e{min(5, 1 + math.floor(5 * beyond(row)))}"
+        role, score, null = re.fullmatch(rf"head {head}: (.*), score (.*), null (.*)", html.unescape(label)).groups()
+        assert role.startswith(name_of(row["role"])) and is_near(score, row["score"], 2) and is_near(null, row["null"], 2)
+
+
+def test_of_a_role_without_success_a_card_tells_the_one_furthest_beyond_its_null():
+    rows = [{"address": "L0.attn.H0", "role": "coreference", "detail": d, "score": s, "null": n, "named": False}
+            for d, s, n in (("en", 0.6, 0.55), ("ru", 0.4, 0.1))]  # fmt: skip
+    page = render_heads(AtlasData({}, {"scores": rows}))
+    side = json.loads(re.search(r'id="heads-data">(.*?)</script>', page, re.DOTALL)[1])["sides"][0]
+    assert [s[:3] for s in side["scores"]["0.0"]] == [["coreference", "ru", 0.4]] and side["tested"] == {"0.0": 2}
+
+
+def test_a_card_says_of_a_check_what_the_section_says():
+    for found in MADE:
+        for lang in ("en", "ru"):
+            page = render_heads(found, lang=lang)
+            side = json.loads(re.search(r'id="heads-data">(.*?)</script>', page, re.DOTALL)[1])["sides"][0]
+            articles = dict(re.findall(r'id="role-(\w+)">(.*?)</article>', page, re.DOTALL))
+            assert set(side["checks"]) == {r["role"] for r in found.rows["checks"]} != set()
+            for role, check in side["checks"].items():
+                assert flat(articles[role]).count(check["verdict"]) == 1

@@ -62,8 +62,21 @@ def test_groups_sum_to_the_whole_and_say_which_taught(run):
     good, bad = groups_of(run, HEAD, probe="repeat", window=(0, 6))
     assert (good["group"], good["examples"], good["visits"], good["credit_nats"]) == ("good", 2, 12, pytest.approx(24.0))
     assert (bad["group"], bad["credit_nats"], bad["movement"]) == ("bad", pytest.approx(-12.0), pytest.approx(60.0))
+    others = np.mean([0.01 * HEADS.index(a) for a in HEADS if a.startswith("L1") and a != HEAD])  # a visit, beside e2's own 1
+    assert good["other_nats"] == pytest.approx(12 * others + 6 * 1.0) and bad["other_nats"] == pytest.approx(12 * others)
     assert good["per_visit_nats"] == pytest.approx(2.0) and good["low"] <= 2.0 <= good["high"]
     assert good["low"] == pytest.approx(1.0) and good["high"] == pytest.approx(3.0)  # two texts: each alone, or both
+
+
+def test_a_credit_that_is_no_number_is_left_out(tmp_path):
+    writer = RunWriter(tmp_path / "run", {"probes": {"repeat": {}}})
+    for step, credit in enumerate([1.0, float("nan"), float("inf"), 2.0]):
+        writer.append_rows("visits", [{"step": step, "slot": 0, "example": "e"}])
+        writer.append_rows("visit_credits", [{"step": step, "slot": 0, "probe": "repeat", "example": "e", "address": HEAD,
+                                              "credit_nats": credit}])  # fmt: skip
+    writer.finish()
+    (row,) = teachers_of(open_run(tmp_path / "run"), HEAD, probe="repeat", window=(0, 4))
+    assert row["credit_nats"] == pytest.approx(3.0) and row["null_low"] is row["null_high"] is None
 
 
 def test_another_probe_has_its_own_credits(run):

@@ -29,7 +29,8 @@ def row_of(text: str, role: str) -> list[str]:
 
 
 def test_a_head_of_two_languages_is_printed_once_with_its_better_one():
-    text = printed([score(6, 0.9, detail="ru"), score(6, 1.0), score(3, 0.95), score(3, 0.5, detail="ru"), score(1, 0.99, named=False)])
+    twice = [score(6, 0.9, detail="ru"), score(6, 1.0), score(3, 0.95), score(3, 0.5, detail="ru")]
+    text = printed([*twice, score(1, 0.99, named=False)])
     assert row_of(text, "retrieval")[:3] == ["retrieval", "2", "0.6 1.00 (0.00) en, 0.3 0.95 (0.00) en"]
 
 
