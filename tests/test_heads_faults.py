@@ -32,7 +32,9 @@ def texts_of(mean: float, null: float, *, role: str = "induction", texts: int = 
 # --- names -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mean", "null", "named"), [(0.35, 0.1, False), (0.45, 0.1, True), (0.29, 0.0, False), (0.31, 0.0, True)])
+@pytest.mark.parametrize(
+    ("mean", "null", "named"), [(0.35, 0.1, False), (0.45, 0.1, True), (0.29, 0.0, False), (0.31, 0.0, True)]
+)
 def test_the_smallest_effect_is_of_the_excess_not_of_the_score(mean, null, named):
     (row,) = score_rows([texts_of(mean, null)])
     assert row["named"] == named and row["null"] == pytest.approx(null)

@@ -14,6 +14,7 @@ from heads_pages import (
     MADE,
     NUMBER,
     answers,
+    beyond,
     born,
     counted,
     flat,
