@@ -48,6 +48,7 @@ def test_random_weights_earn_no_role(name, seed):
     rows = score_rows(measure_basic(prove(fresh(name, seed)), texts=6, length=20, seed=seed))
     assert {r["role"] for r in rows} == set(BASIC)
     assert [r for r in rows if r["named"]] == []
+    assert max(r["score"] - r["null"] for r in rows) < 0.1  # and none is near: without its null a sink would have 0.15
 
 
 def test_chance_alone_is_as_rare_as_it_says():
@@ -111,6 +112,7 @@ def test_a_head_that_attends_evenly_scores_its_null(planted):
     """Layer 1's heads but the first have no weights."""
     for one in measure_basic(planted, texts=2, length=20):
         even = one.values_NLH[:, 1, 1:]
+        assert one.role == "fixed_offset" or np.isfinite(even).all()
         assert np.nanmax(np.abs(even - one.null_NLH[:, 1, 1:]), initial=0.0) < 1e-6
 
 

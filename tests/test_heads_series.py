@@ -37,10 +37,11 @@ def test_steps_are_read_from_names_and_put_in_order(folders):
 def test_every_state_is_measured_as_if_it_stood_alone(folders):
     _, states, subject = states_of([folders / f"ckpt-{step}" for step in (5, 20, 100)])
     series = series_of(subject, states, texts=2, roles=BASIC)
-    for (step, folder), sampled in zip(states, series.sampled):
+    for (step, folder), sampled in zip(states, series.sampled, strict=True):
         alone = load_subject(folder)
         ordinary = [i for i in range(len(alone.tokenizer)) if i not in alone.tokenizer.all_special_ids]
-        for mine, theirs in zip(sampled, measure_basic(prove(alone.model), texts=2, length=50, ordinary=ordinary)):
+        wanted = measure_basic(prove(alone.model), texts=2, length=50, ordinary=ordinary)
+        for mine, theirs in zip(sampled, wanted, strict=True):
             assert (mine.role, mine.detail) == (theirs.role, theirs.detail)
             assert np.array_equal(mine.values_NLH, theirs.values_NLH, equal_nan=True), step
     assert {(r["step"], r["task"]) for r in series.losses} == {(s, t) for s in (5, 20, 100) for t in ("text", "repeat", "first")}
@@ -49,7 +50,7 @@ def test_every_state_is_measured_as_if_it_stood_alone(folders):
 def test_roles_of_tasks_are_scored_at_every_state_as_if_it_stood_alone(folders):
     _, states, subject = states_of([folders / "ckpt-5", folders / "ckpt-100"])
     series = series_of(subject, states, texts=2, roles=["induction", "copying"])
-    for (_, folder), sampled in zip(states, series.sampled):
+    for (_, folder), sampled in zip(states, series.sampled, strict=True):
         alone = load_subject(folder)
         wanted = run_tasks(prove(alone.model), alone.tokenizer, roles=["copying"]).sampled
         assert [s.role for s in sampled] == ["induction", *(s.role for s in wanted)] and wanted
@@ -79,6 +80,7 @@ def test_the_atlas_of_the_last_with_its_history(folders):
     atlas = history_of([folders / "ckpt-5", folders / "ckpt-100"], texts=2, roles=["induction", "previous_token"])
     assert {r["step"] for r in atlas.rows["history"]} == {5, 100} == set(atlas.about["steps"])
     assert atlas.rows["events"] == [] and "teachers" not in atlas.rows  # random weights have no roles
+    assert {r["role"] for r in atlas.rows["scores"]} == {"induction", "previous_token"}
     last = {(r["address"], r["role"], r["detail"]): r["score"] for r in atlas.rows["history"] if r["step"] == 100}
     for row in atlas.rows["scores"]:
         assert last[row["address"], row["role"], row["detail"]] == pytest.approx(row["score"], rel=1e-6)

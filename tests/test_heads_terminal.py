@@ -47,9 +47,13 @@ def test_no_minus_before_a_zero_and_more_evidence_first():
     (2.9, False, 5, "3.00 to 2.90; 2.50 to 4.00: no rise"), (5.0, None, 0, "3.00 to 5.00; no other heads to compare"),
 ])  # fmt: skip
 def test_a_check_says_what_happened(ablated, holds, draws, said):
-    check = {"role": "self", "loss_nats": 3.0, "ablated_nats": ablated, "random_low": 2.5 if draws else None,
-             "random_high": 4.0 if draws else None, "draws": draws, "holds": holds, "task": "x"}  # fmt: skip
-    assert row_of(printed([score(0, 0.5, role="self", detail="")], [check]), "self")[3] == said
+    spread = {"random_nats": 3.2, "random_low": 2.5, "random_high": 4.0} if draws else dict.fromkeys(
+        ("random_nats", "random_low", "random_high"))  # fmt: skip
+    check = {"role": "self", "loss_nats": 3.0, "ablated_nats": ablated, **spread, "draws": draws, "holds": holds}
+    for task, more in (("second copy", ""), ("ordinary text (no loss is known that this role alone should carry)",
+                                             " (no loss of its own)" if draws else "")):  # fmt: skip
+        text = printed([score(0, 0.5, role="self", detail="")], [check | {"task": task}])
+        assert row_of(text, "self")[3] == said + more
 
 
 def test_heads_are_counted_and_what_was_not_measured_is_said():

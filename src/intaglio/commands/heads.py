@@ -228,12 +228,14 @@ def _short(address: str) -> str:
 
 
 def _cost(check: dict[str, Any] | None) -> str:
+    """What removing the strongest heads did to the loss, and removing random ones; in words where it is no evidence."""
+    from intaglio.report.heads.seen import loosely_tested, verdict
+
     if check is None:
         return ""
     cost = f"{check['loss_nats']:.2f} to {check['ablated_nats']:.2f}"
     if not check["draws"]:
         return f"{cost}; no other heads to compare"
     spread = f"{check['random_low']:.2f} to {check['random_high']:.2f}"
-    if check["holds"]:
-        return f"{cost}; {spread}"
-    return f"{cost}; {spread}: {'no rise' if check['ablated_nats'] <= check['loss_nats'] else 'some draw costs as much'}"
+    said = {"holds": "", "idle": ": no rise", "fails": ": some draw costs as much"}[str(verdict(check)).removeprefix("loose_")]
+    return f"{cost}; {spread}{said}{' (no loss of its own)' if loosely_tested(check) else ''}"
