@@ -251,6 +251,17 @@ def test_the_same_head_every_time_is_told_from_a_lottery():
     assert lottery([None, None], heads)["p"] is None
 
 
+def test_a_lottery_in_words_with_its_chance_however_small():
+    from intaglio.commands.born import lots_in_words
+
+    heads = [f"L1.attn.H{h}" for h in range(4)]
+    same, mixed = (lots_in_words(lottery([heads[h] for h in drawn], heads)) for drawn in ([2] * 5, [0, 1, 1, 3]))
+    assert same == ("The same head more often than by chance: L1.attn.H0 0, L1.attn.H1 0, L1.attn.H2 5, L1.attn.H3 0; an even "
+                    "draw gives some head 5 of 5 or more with probability 0.0039.")  # fmt: skip
+    assert mixed.startswith("A lottery, as far as can be told: L1.attn.H0 1, L1.attn.H1 2")
+    assert lots_in_words(lottery([None], heads)) == "No start gave an induction head in so many steps."
+
+
 def test_several_starts_end_with_their_lots(runs, small, monkeypatch, tmp_path):
     from rich.console import Console
 

@@ -56,6 +56,14 @@ def test_a_check_says_what_happened(ablated, holds, draws, said):
         assert row_of(text, "self")[3] == said + more
 
 
+def test_a_card_in_a_notebook_has_no_minus_before_a_zero_and_the_furthest_beyond_first():
+    scores = [score(0, 0.8, role="coreference", null=0.7), score(0, 0.28, role="self", detail="", null=-0.0004)]
+    heads = [{"address": "L0.attn.H0", "role": "self"}]
+    card = Atlas({"n_layers": 1, "n_heads": 1}, {"heads": heads, "scores": scores})["0.0"]
+    cells = re.findall(r"<td>([^<]*)</td>", card._repr_html_())
+    assert cells == ["self ", "0.280", "0.000", "named", "coreference en", "0.800", "0.700", "named"]
+
+
 def test_heads_are_counted_and_what_was_not_measured_is_said():
     roles = [["induction", "first_token"], ["first_token"], ["first_token"], [], [], []]
     heads = [{"address": f"L0.attn.H{i}", "role": r[0] if r else "unresolved", "roles": r} for i, r in enumerate(roles)]

@@ -205,6 +205,11 @@ class Trace(TraceData):
         return page
 
 
+def _three(value: float) -> str:
+    """Three decimals, and no minus before a zero."""
+    return f"{value:.3f}".replace("-0.000", "0.000")
+
+
 @dataclass(frozen=True, eq=False)
 class Card:
     """All that an atlas holds on one head.
@@ -235,7 +240,8 @@ class Card:
     def _repr_html_(self) -> str:
         head = self.rows["heads"][0]
         cells = "".join(
-            f"<tr><td>{html.escape(r['role'])} {html.escape(r['detail'])}</td><td>{r['score']:.3f}</td><td>{r['null']:.3f}</td>"
+            f"<tr><td>{html.escape(r['role'])} {html.escape(r['detail'])}</td><td>{_three(r['score'])}</td>"
+            f"<td>{_three(r['null'])}</td>"
             f"<td>{'named' if r['named'] else ''}</td></tr>" for r in self.scores
         )  # fmt: skip
         return (

@@ -115,7 +115,7 @@ def _say(atlas: Any, out: Path, console: Any) -> None:
         return console.print("  no induction head was born: more steps are needed", highlight=False)
     window = windows_of(atlas.rows)[induction[0]]
     groups = groups_of(open_run(out), induction[0], probe=ROLE_PROBE, window=(window.begun, window.end))
-    told = ", ".join(f"{g['group']} {g['credit_nats']:+.2f}" for g in groups)
+    told = ", ".join(f"{g['group']} {g['credit_nats']:+.2g}" for g in groups)
     console.print(f"  credit of each group to {induction[0]} while it was born, in nats: {told}", highlight=False)
 
 
@@ -159,7 +159,7 @@ def lots_in_words(lots: dict[str, Any]) -> str:
     if lots["p"] is None:
         return "No start gave an induction head in so many steps."
     counts = ", ".join(f"{head} {n}" for head, n in lots["counts"].items())
-    chance = f"an even draw gives some head {lots['count']} of {lots['seeds']} or more with probability {lots['p']:.2f}"
+    chance = f"an even draw gives some head {lots['count']} of {lots['seeds']} or more with probability {lots['p']:.2g}"
     same = lots["p"] < SURE
     return f"{'The same head more often than by chance' if same else 'A lottery, as far as can be told'}: {counts}; {chance}."
 
