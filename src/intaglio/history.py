@@ -133,15 +133,22 @@ def states_of(subjects: str | Path | Sequence[str | Path]) -> tuple[Run | None, 
 
 
 def _run(path: Path) -> Run | None:
+    """The run of this folder; None where it is none, not where it is one that cannot be read."""
     try:
         return open_run(path)
     except IntaglioError:
+        if (path / "manifest.json").is_file():
+            raise
         return None
 
 
 def _kept(run: Run) -> list[State]:
     """The states that a run kept, those that are still there."""
-    kept = {int(step): run.folder / path for step, path in run.manifest.get("checkpoints", {}).items()}
+    try:
+        kept = {int(step): run.folder / path for step, path in (run.manifest.get("checkpoints") or {}).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise InputError("the manifest does not say where the run's checkpoints are", got=str(run.folder / "manifest.json"),
+                         expected="step: folder") from None  # fmt: skip
     return [(step, folder) for step, folder in sorted(kept.items()) if folder.is_dir()]
 
 

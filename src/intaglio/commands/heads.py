@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intaglio.commands.options import Lang, Several, check_files, explained, text_of
+from intaglio.commands.report import write_page
 from intaglio.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def heads(
     plan
         Print what it will cost, and stop.
     """
-    if not subjects:
+    if not subjects or not all(subjects):
         raise InputError("a subject is needed", expected="such as smollm2")
     series = history or len(subjects) > 1
     if series and versus is not None:
@@ -90,17 +91,43 @@ def heads(
         corpus=corpus, winogender=winogender, versus=versus, texts=texts, seed=seed,
         roles=None if roles is None else [name.strip() for name in roles.split(",")],
     )  # fmt: skip
+    if not series:
+        _check_no_run(subjects[0])
+    _check_texts(corpus, winogender, given["roles"])
     if plan:
-        _print_plan(subjects, given, console)
+        _print_plan(subjects, series, given, console)
         return
+    traces = [(Path(one), _trace(Path(one))) for one in choice or ()]
     atlas = _with_bars(subjects, series, given, console)
-    if choice:
-        atlas.about["choices"] = [_choice(Path(one), out, atlas.about) for one in choice]
+    if traces:
+        atlas.about["choices"] = [_choice(path, trace, out, atlas.about) for path, trace in traces]
     print_atlas(atlas, console)
-    for path, write in ((out, lambda p: atlas.to_html(p, lang=lang)), (json, atlas.to_json)):
+    for path, text in ((out, lambda: atlas.to_html(lang=lang)), (json, lambda: atlas.to_json() + "\n")):
         if path is not None:
-            write(path)
-            console.print(f"  written: {path}", highlight=False, soft_wrap=True)
+            write_page(path, text())
+            console.print(f"  written: {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_texts(corpus: Path | None, winogender: Path | None, roles: list[str] | None) -> None:
+    """Files that are read for a role: refused before the work, and where the role is not asked for."""
+    for option, path, role in (("--corpus", corpus, "syntax"), ("--winogender", winogender, "coreference")):
+        if path is not None and roles is not None and role not in roles:
+            raise InputError(f"{option} is for the role {role}", got=f"--roles {','.join(roles)}", expected=f"{role} among them")
+    if corpus is not None:
+        from intaglio.data.conllu import read_conllu
+
+        read_conllu(corpus)
+    if winogender is not None:
+        from intaglio.measure.heads.tasks.coreference import read_table
+
+        read_table(winogender)
+
+
+def _check_no_run(subject: str) -> None:
+    folder = Path(subject).expanduser()
+    if (folder / "manifest.json").is_file() and not any(folder.glob("*.safetensors")):
+        raise InputError("this is the folder of a run, not of a model", got=subject,
+                         expected="--history, or one of its checkpoints")  # fmt: skip
 
 
 def _with_bars(subjects: tuple[str, ...], series: bool, given: dict[str, Any], console: Any) -> Atlas:
@@ -116,22 +143,35 @@ def _with_bars(subjects: tuple[str, ...], series: bool, given: dict[str, Any], c
         return look(subjects[0], progress=tell, **given)
 
 
-def _choice(path: Path, out: Path | None, about: dict[str, Any]) -> dict[str, Any]:
-    """A decision that `intaglio why --json` wrote; its page is linked where it lies beside, by the same name."""
-    from os.path import relpath
+def _trace(path: Path) -> Any:
+    """What `intaglio why --json` wrote, read before the work; its own sizes must hold it together.
 
+    Raises:
+        InputError: no such file, no JSON, or no decision.
+    """
     from intaglio.analyse.heads.choices import choice_of
 
     try:
         trace = json_module.loads(text_of(path, "trace"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError("the trace is no JSON", got=str(path), expected="what intaglio why --json writes") from None
+    sizes = {name: trace.get(name) if isinstance(trace, dict) else None for name in ("layers", "heads")}
+    choice_of(trace, **sizes, name=path.name)
+    return trace
+
+
+def _choice(path: Path, trace: Any, out: Path | None, about: dict[str, Any]) -> dict[str, Any]:
+    """A decision as cards tell it; its page is linked where it lies beside, by the same name."""
+    from os.path import relpath
+
+    from intaglio.analyse.heads.choices import choice_of
+
     page = path.absolute().with_suffix(".html")
     return choice_of(trace, layers=about["n_layers"], heads=about["n_heads"], name=path.name,
                      page=relpath(page, out.absolute().parent) if out and page.is_file() else None)  # fmt: skip
 
 
-def _print_plan(subjects: tuple[str, ...], given: dict[str, Any], console: Any) -> None:
+def _print_plan(subjects: tuple[str, ...], series: bool, given: dict[str, Any], console: Any) -> None:
     """Time by one forward that is run for it."""
     import time
 
@@ -142,7 +182,12 @@ def _print_plan(subjects: tuple[str, ...], given: dict[str, Any], console: Any) 
     from intaglio.roles import check_settings
 
     check_settings(**{name: given[name] for name in ("roles", "texts", "seed")})
-    anatomy = prove(load_subject(subjects[0]).model)
+    if series:
+        from intaglio.history import states_of
+
+        anatomy = prove(states_of(subjects)[2].model)
+    else:
+        anatomy = prove(load_subject(subjects[0]).model)
     for _ in range(2):  # the first warms up
         start = time.perf_counter()
         measure_basic(anatomy, texts=4, length=LENGTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,13 @@ def replay(
     probe_every
         Steps between measurements of the probes.
     tokens
-        A head, such as L1.attn.H3, of which the shift through every token is kept; may be given again.
+        A head, such as L1.attn.H3 or 1.3, of which the shift through every token is kept; may be given again.
     force
         Replace an existing replay.
     """
     from rich.console import Console
 
+    from intaglio.address import parse_head
     from intaglio.commands import prepare as ready
     from intaglio.replaying import open_replay, replay_measured
     from intaglio.store.run import open_run
@@ -68,7 +70,10 @@ def replay(
     console, given = Console(stderr=True), named_probes(probe or [])
     opened = open_run(run)
     first, last = parse_steps(steps, opened)
+    tokens = [str(parse_head(one)) for one in tokens or ()]
     folder = out or opened.folder / "replays" / (next(iter(given), None) or "tokens")
+    if opened.folder.resolve().is_relative_to(folder.resolve()):
+        raise InputError("a replay cannot take the place of its run", got=str(folder), expected="another folder")
     ready.begin(folder, plan=False, force=force, resume=False)
     with threads_of(opened):
         found = open_replay(opened, first=first, last=last)
@@ -76,11 +81,18 @@ def replay(
         probes = ready.read_probes(given, found.subject.tokenizer, max_tokens=limit, truncate=truncate)
         sameness = _with_bar(console, last - found.step, lambda tell: replay_measured(
             found, folder, first=first, last=last, force=force, progress=tell, probes=probes, probe_every=probe_every,
-            credit_parts=bool(probes), token_parts=tokens or (), keep_tokens=1.0,
+            credit_parts=bool(probes), token_parts=tokens, keep_tokens=1.0,
         ))  # fmt: skip
     console.print(f"\n  steps {first} to {last} of {opened.name} again: {sameness.line()}", highlight=False, markup=False)
     _show(open_run(folder), list(probes), console)
     print(folder)
+
+
+def cell(text: str, most: int = 60) -> str:
+    """Foreign text for a table in the terminal: no markup, no signs that steer the terminal."""
+    from rich.markup import escape
+
+    return escape("".join(c if c.isprintable() else f"⟨{ord(c):04X}⟩" for c in text[:most]))
 
 
 def named_probes(specs: list[str]) -> dict[str, str]:
@@ -100,7 +112,8 @@ def parse_steps(text: str | None, run: Any) -> tuple[int, int]:
     if text is None:
         return 0, max(last, 1)
     a, colon, b = text.partition(":")
-    if not colon or not a.isdigit() or not b.isdigit() or not int(a) < int(b):
+    digits = all(re.fullmatch(r"\d{1,15}", x, re.ASCII) for x in (a, b))
+    if not colon or not digits or not int(a) < int(b):
         raise InputError("not a range of steps", got=text, expected="A:B with A below B, such as 400:500")
     return int(a), int(b)
 
@@ -142,5 +155,5 @@ def _show(run: Any, probes: list[str], console: Any) -> None:
         left join examples using (example) group by all order by probe, credit desc""").fetchall()
     table = Table("probe", "group", "visits", "credit in nats", box=None, padding=(0, 2))
     for name, group, visits, credit in rows:
-        table.add_row(name, group or "all", str(visits), f"{credit:+.4f}")
+        table.add_row(cell(name), cell(group or "all"), str(visits), f"{credit:+.4f}")
     console.print(table)

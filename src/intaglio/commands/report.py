@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -63,9 +64,17 @@ def write_report(run: Run, *, out: Path | None = None, lang: str = "en") -> tupl
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write a page whole or not at all."""
+    """Write a page whole or not at all; what is no plain file (a pipe, /dev/null) is written to and stays what it is.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    path = Path(os.path.realpath(path))  # a link goes on pointing where it did
     aside = path.with_name(f".{path.name}.tmp")
     try:
+        if path.exists() and not path.is_file():
+            path.write_text(page, encoding="utf-8")
+            return
         aside.write_text(page, encoding="utf-8")
         aside.replace(path)
     except OSError as error:

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from intaglio.commands.options import explained
-from intaglio.commands.replay import parse_steps, threads_of
+from intaglio.commands.options import check_files, check_options, explained
+from intaglio.commands.replay import cell, parse_steps, threads_of
 from intaglio.errors import InputError
 
 SHOWN_TOKENS = 6
@@ -73,10 +73,16 @@ def taught(
 
     from intaglio.address import parse_head
     from intaglio.analyse.heads.teachers import groups_of, share_of_top, teachers_of
+    from intaglio.atlas import ROLES
+    from intaglio.commands.report import write_page
     from intaglio.store.run import open_run
 
     if top < 1 or draws < 1:
         raise InputError("--top and --draws count", got=min(top, draws), expected="1 or more")
+    if role not in ROLES:
+        raise InputError("no such role", got=role, expected=", ".join(ROLES))
+    check_options(seed=seed)
+    check_files(None, json)
     console, opened, address = Console(width=140), open_run(run), str(parse_head(head))
     share = _share(leave_out)
     name = probe or _only_probe(opened)
@@ -90,7 +96,8 @@ def taught(
         "run": opened.name, "address": address, "probe": name, "window": [first, last], "begun": begun,
         "top_tenth_share": share_of_top(teachers), "examples": len(teachers), "teachers": best, "groups": groups,
     }  # fmt: skip
-    console.print(f"\n  {address}, credited for the loss of the probe {name}, steps {first} to {last}{said}", highlight=False)
+    title = f"\n  {address}, credited for the loss of the probe {name}, steps {first} to {last}{said}"
+    console.print(title, highlight=False, markup=False)
     _print_teachers(found, console)
     _print_groups(groups, console)
     if tokens:
@@ -100,8 +107,8 @@ def taught(
 
         found["leave_out"] = leave_out_best(opened, address, teachers, share, draws, seed, console)
     if json is not None:
-        json.write_text(as_json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        console.print(f"  written: {json}", highlight=False, soft_wrap=True)
+        write_page(json, as_json.dumps(found, ensure_ascii=True, indent=1) + "\n")
+        console.print(f"  written: {json}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _share(text: str | None) -> float | None:
@@ -151,7 +158,7 @@ def _print_teachers(found: dict[str, Any], console: Any) -> None:
         null = "" if row["null_low"] is None else f"{row['null_low']:+.4f} to {row['null_high']:+.4f}"
         table.add_row(
             str(row["rank"] + 1), f"{row['credit_nats']:+.4f}{beyond}", null, f"{row['movement']:.2e}", str(row["visits"]),
-            row["group"] or "", row["preview"][:60],
+            cell(row["group"] or ""), cell(row["preview"] or ""),
         )  # fmt: skip
     console.print(table)
     share = found["top_tenth_share"]
@@ -170,7 +177,7 @@ def _print_groups(groups: list[dict[str, Any]], console: Any) -> None:
     for row in groups:
         other = "" if row["other_nats"] is None else f"{row['other_nats']:+.3g}"
         table.add_row(
-            row["when"], row["group"] or "all", str(row["examples"]), str(row["visits"]), f"{row['credit_nats']:+.3g}",
+            row["when"], cell(row["group"] or "all"), str(row["examples"]), str(row["visits"]), f"{row['credit_nats']:+.3g}",
             f"{row['per_visit_nats']:+.1e} ({row['low']:+.1e} to {row['high']:+.1e})", other, f"{row['movement']:.3g}",
         )  # fmt: skip
     console.print(table)

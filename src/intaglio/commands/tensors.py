@@ -176,7 +176,7 @@ def _graft(
     from intaglio.commands.tensors_list import print_places
     from intaglio.model.surgery import graft_head
 
-    done = graft_head(checkpoint, graft, out, into=parse_head(into) if into else None, without_shared=without_shared)
+    done = graft_head(checkpoint, graft, out, into=None if into is None else parse_head(into), without_shared=without_shared)
     print_places(checkpoint, done.places, console, shared=False)
     if done.shared_with:
         console.print(f"k and v of {done.address} are also those of {', '.join(done.shared_with)}, which changed with it; "

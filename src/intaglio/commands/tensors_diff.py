@@ -101,7 +101,8 @@ def _tensors(t: Any, rows: list[dict[str, Any]], spectra: bool) -> Table:
         cells = [r["tensor"], "×".join(map(str, r["shape"])), n.fine_percent(r["relative"]),
                  n.fine_percent(r["changed"] / r["numbers"])]  # fmt: skip
         if more and r.get("rank") is not None:
-            cells += [bare(rank_text(t, r)), n.percent(r["top_share"]), f"{n(r['shared_left'], 2)} · {n(r['shared_right'], 2)}"]
+            kept = "" if r.get("shared_left") is None else f"{n(r['shared_left'], 2)} · {n(r['shared_right'], 2)}"
+            cells += [bare(rank_text(t, r)), n.percent(r["top_share"]), kept]
         table.add_row(*cells)
     return table
 

@@ -19,6 +19,7 @@ from intaglio.model.norms import NormKind, kind_of
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-6}  # in units of the largest number compared; 16 bits: 3e-2
 COARSE = 3e-2
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 TOKENS = 5
 
 
@@ -44,6 +45,7 @@ def prove(model: nn.Module) -> Anatomy:
     weights = [(p.data_ptr(), p._version) for p in anatomy.model.parameters()]  # some gains are kept as copies
     if anatomy.model in _proved and _proved[anatomy.model][0] == weights:
         return Anatomy(model=anatomy.model, **_proved[anatomy.model][1])
+    check_finite(anatomy.model)
     anatomy, found = examine(anatomy)
     for line in found:
         if not line.holds:
@@ -54,6 +56,21 @@ def prove(model: nn.Module) -> Anatomy:
     known = {f.name: getattr(anatomy, f.name) for f in fields(anatomy) if f.name != "model"}  # else it would live on here
     _proved[anatomy.model] = weights, known
     return anatomy
+
+
+@torch.no_grad()
+def check_finite(model: nn.Module) -> None:
+    """Refuse weights that hold NaN or infinity: whatever is measured with them is nothing.
+
+    Raises:
+        SubjectError: the first tensor that does.
+    """
+    for name, p in model.named_parameters():
+        if p.dtype in FLOATS and not p.detach().sum(dtype=torch.float32 if p.element_size() < 4 else None).isfinite():
+            wrong = int((~p.detach().isfinite()).sum())
+            if wrong:  # a sum may overflow where no number does
+                raise SubjectError("the weights hold numbers that are not finite", got=f"{wrong} in {name}",
+                                   expected="neither NaN nor infinity")  # fmt: skip
 
 
 @torch.no_grad()

@@ -251,6 +251,8 @@ def _quantisation(config: dict[str, Any]) -> str:
 def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
+    if not any(p.suffix in {".json", ".model", ".txt"} and ("token" in p.name or "vocab" in p.name) for p in folder.iterdir()):
+        raise SubjectError(f"{folder} has no tokenizer", expected="tokenizer.json beside the weights")
     try:
         with _quiet():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

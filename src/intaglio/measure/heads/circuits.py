@@ -31,6 +31,7 @@ from intaglio.model.anatomy import Anatomy
 
 RANKS = 5  # pairs of tokens kept per circuit
 DRAWS = 400  # of random directions
+NO_LENGTH = 1e-12  # of the largest squared length: what is left of a direction that is none
 _FEWEST, _ENOUGH, _WORK = 12, 100, 4_000_000  # draws whose eigenvalues are worked out: cost is draws times d^3
 _BLOCK = 256  # rows of tokens at once, so that they stay in the cache
 
@@ -122,9 +123,14 @@ class _Directions:
 
 
 def _orthonormal(x_dD: Tensor) -> Tensor:
-    """The nearest rows that are orthonormal: random directions where `x_dD` is normal noise."""
-    values, vectors = torch.linalg.eigh((x_dD @ x_dD.T).double())
-    return (vectors * values.rsqrt()) @ vectors.T @ x_dD.double()
+    """The nearest rows that are orthonormal: random directions where `x_dD` is normal noise.
+
+    A head wider than the residual stream has as many as the stream has room for.
+    """
+    x_dD = x_dD.double()
+    values, vectors = torch.linalg.eigh(x_dD @ x_dD.T)
+    inverse = torch.where(values > NO_LENGTH * values.max(), values.clamp_min(1e-300).rsqrt(), 0.0)
+    return (vectors * inverse) @ vectors.T @ x_dD
 
 
 def _weight_rows(layer: int, heads: LayerHeads, sides: Sides, null: _Directions, profile_HT: Tensor | None) -> list[dict]:

@@ -11,12 +11,13 @@ import torch
 
 from intaglio.atlas import BASIC, Sampled
 from intaglio.checkpoint import load_weights
-from intaglio.errors import InputError
+from intaglio.errors import InputError, SubjectError
 from intaglio.measure.heads.basic import measure_basic
 from intaglio.measure.heads.causal import loss_of
 from intaglio.measure.heads.causal_loss import RoleLoss
 from intaglio.measure.heads.repeats import Repeats, repeats
 from intaglio.model.anatomy import Anatomy
+from intaglio.model.proof import check_finite
 from intaglio.model.tensors import open_checkpoint
 
 
@@ -64,12 +65,20 @@ def measure_series(
     for step, folder in states:
         if folder is not None:
             load_weights(folder, anatomy.model)
+            _check_finite(anatomy, folder)
         found.steps.append(step)
         basic = measure_basic(anatomy, seed=seed, texts=texts, length=length, ordinary=ordinary)
         found.sampled.append([*(one for one in basic if one.role in roles), *more(anatomy)])
         found.losses += [{"step": step, "task": task, "loss_nats": loss_of(anatomy, one)} for task, one in tasks.items()]
         progress(len(found.steps))
     return found
+
+
+def _check_finite(anatomy: Anatomy, folder: Path) -> None:
+    try:
+        check_finite(anatomy.model)
+    except SubjectError as error:
+        raise SubjectError(f"{folder}: {error}") from None
 
 
 def check_alike(folders: Sequence[Path]) -> None:

@@ -194,15 +194,17 @@ def _spectra(pair: Pair, name: str, seed: int) -> tuple[Spectrum, dict[str, Any]
     k = min(TOP, *shape)
     moved = spectrum(change, shape, k=min(k, 3), seed=seed)
     a, b = (top_subspace(side, shape, k, seed=seed) for side in (before, after))
+    said = {
+        "rank": moved.rank, "rank_low": moved.rank_low, "rank_high": moved.rank_high, "exact": moved.exact,
+        "top_values": [float(v) for v in moved.values[:TOP_VALUES]], "top_share": moved.top_share,
+    }  # fmt: skip
     turned = {}
     for side, x, y in (("left", a.left_RK, b.left_RK), ("right", a.right_CK, b.right_CK)):
         angles = principal_angles(x, y)
+        if not len(angles):  # a matrix of zeros has no directions to turn from, or to
+            return moved, said
         turned |= {f"turned_{side}_deg": float(angles.max()), f"shared_{side}": float((np.cos(np.radians(angles)) ** 2).mean())}
-    return moved, {
-        "rank": moved.rank, "rank_low": moved.rank_low, "rank_high": moved.rank_high, "exact": moved.exact,
-        "top_values": [float(v) for v in moved.values[:TOP_VALUES]], "top_share": moved.top_share,
-        **turned, "turned_k": k, "gap": a.gap(k),
-    }  # fmt: skip
+    return moved, said | turned | {"turned_k": k, "gap": a.gap(k)}
 
 
 def _add_head_ranks(pair: Pair, heads: Heads, rows: list[dict[str, Any]]) -> None:

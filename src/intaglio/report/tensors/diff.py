@@ -124,7 +124,7 @@ def _tensor(t: TensorWords, r: Row, spectra: bool) -> tuple[object, ...]:
         return first
     if r.get("rank") is None:
         return (*first, "", "", "")
-    kept = f"{n(r['shared_left'], 2)} · {n(r['shared_right'], 2)}"
+    kept = "" if r.get("shared_left") is None else f"{n(r['shared_left'], 2)} · {n(r['shared_right'], 2)}"
     return (*first, rank_text(t, r), n.percent(r["top_share"]), kept)
 
 

@@ -120,7 +120,7 @@ def winogender_prompts(tokenizer: Any, path: str | Path, rng: np.random.Generato
         path: its `all_sentences.tsv`: columns sentid (occupation.participant.answer.gender.txt) and sentence.
     """
     pairs: dict[tuple[str, str, str], list[Prompt]] = {}
-    for number, (occupation, participant, answer, gender, sentence) in enumerate(_rows(Path(path)), 2):
+    for number, (occupation, participant, answer, gender, sentence) in enumerate(read_table(path), 2):
         made = _marked(tokenizer, sentence, occupation, participant, int(answer))
         if isinstance(made, str):
             raise DataError(f"{path}, line {number}: {made}", got=sentence[:80])
@@ -133,9 +133,15 @@ def winogender_prompts(tokenizer: Any, path: str | Path, rng: np.random.Generato
     return [replace(prompt, facts={**prompt.facts, "group": int(i)}) for i in chosen for prompt in whole[i]]
 
 
-def _rows(path: Path) -> list[tuple[str, ...]]:
+def read_table(path: str | Path) -> list[tuple[str, ...]]:
+    """Occupation, participant, answer, gender and sentence of every row.
+
+    Raises:
+        DataError: the file cannot be read, or is not Winogender's table.
+    """
+    path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     if not lines or lines[0].split("\t") != ["sentid", "sentence"]:
