@@ -209,7 +209,7 @@ def test_a_choice_joins_its_heads(intaglio, refused, tiny, tmp_path):
     intaglio("heads", tiny, "--texts", 2, "--roles", "self", "--choice", tmp_path / "why.json", "--json", tmp_path / "a.json",
              "--out", tmp_path / "a.html")  # fmt: skip
     (choice,) = open_atlas(tmp_path / "a.json").about["choices"]
-    assert choice["page"] == "why.html" and set(choice["heads"]) == {"0.0", "0.1", "1.0", "1.1"}
+    assert choice["page"] == "./why.html" and set(choice["heads"]) == {"0.0", "0.1", "1.0", "1.1"}
     (tmp_path / "bad.json").write_text("{")
     assert "no JSON" in refused("heads", tiny, "--texts", 2, "--roles", "self", "--choice", tmp_path / "bad.json")
 

@@ -84,12 +84,15 @@ def why(
         raise InputError("no such seed", got=seed, expected="0 to 2**63 - 1")
     if corpus is not None and not corpus.strip():
         raise InputError("the corpus is empty", expected="some text")
+    subject = subject if isinstance(subject, tuple) else _subject(subject)
     model, tokenizer, name = _loaded(subject)
     start = time.perf_counter()
     reader = None if tuned is None else load_lens(Path(tuned), prove(model))
     found = decide(model, tokenizer, prompt, target=target, against=against, chat=chat, at=at, first_piece=first_piece)
     shown = prompt if isinstance(prompt, str) else plain_text(found)
     trace = Trace({"subject": name, "prompt": shown, "chat": chat, "at": at, **rows.about(found)}, decision=found)
+    if not isinstance(subject, tuple):
+        trace.about["fingerprint"] = subject.fingerprint
     trace.about["closes"] = trace.about["closure_logits"] < CLOSES
     second = None if versus_prompt is None else second_prompt(found, versus_prompt, chat, at)
     third = None if versus_target is None else second_target(found, versus_target, first_piece)
@@ -124,12 +127,16 @@ def why(
 
 
 def _loaded(subject: Any) -> tuple[Any, Any, str]:
-    from intaglio.model.subject import Subject, load_subject
-
     if isinstance(subject, tuple):
         return *subject, type(subject[0]).__name__
-    found = subject if isinstance(subject, Subject) else load_subject(subject)
+    found = _subject(subject)
     return found.model, found.tokenizer, found.name
+
+
+def _subject(subject: Any) -> Any:
+    from intaglio.model.subject import Subject, load_subject
+
+    return subject if isinstance(subject, Subject) else load_subject(subject)
 
 
 def reference_ids(tokenizer: Any, tokens: int = REFERENCE_TOKENS) -> list[int]:

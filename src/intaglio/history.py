@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from intaglio.measure.heads.series import Series, check_alike, measure_series
 from intaglio.measure.heads.tasks import TASKS, run_tasks
 from intaglio.model.anatomy import Anatomy
 from intaglio.model.proof import prove
-from intaglio.model.subject import Subject, load_subject
+from intaglio.model.subject import Subject, fingerprint, load_subject
 from intaglio.replaying import replay_tokens
 from intaglio.roles import check_settings, heads
 from intaglio.store.run import Run, open_run
@@ -64,6 +65,7 @@ def history_of(
                        **{name: options.get(name) for name in ("roles", "corpus", "winogender")})  # fmt: skip
     history = history_rows(series.steps, series.sampled)
     events = event_rows(series.steps, series.sampled, history=history, seed=seed)
+    subject = replace(subject, folder=states[-1][1], fingerprint=fingerprint(subject.model))  # the last state's weights are in it
     found = heads(subject, texts=texts, seed=seed, progress=progress, **options)
     found.about |= {"subject": run.name if run else subject.name, "steps": series.steps}
     found.rows |= {"history": history, "losses": series.losses, "events": events}

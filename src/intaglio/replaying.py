@@ -125,6 +125,9 @@ def _subject(run: Run, state: Path | None) -> Subject:
 
 
 def _gone(run: Run, why: str) -> StoreError:
+    if run.manifest.get("kind") == "replay":
+        made_of = run.manifest.get("replay_of")
+        return StoreError(f"{run.name} is itself a replay", expected=f"the run that it was made of, {made_of}")
     return StoreError(f"{run.name} cannot be replayed: {' '.join(why.split())}", expected="the same subject where it was")
 
 

@@ -163,12 +163,14 @@ def _trace(path: Path) -> Any:
 def _choice(path: Path, trace: Any, out: Path | None, about: dict[str, Any]) -> dict[str, Any]:
     """A decision as cards tell it; its page is linked where it lies beside, by the same name."""
     from os.path import relpath
+    from urllib.parse import quote
 
     from intaglio.analyse.heads.choices import choice_of
 
     page = path.absolute().with_suffix(".html")
-    return choice_of(trace, layers=about["n_layers"], heads=about["n_heads"], name=path.name,
-                     page=relpath(page, out.absolute().parent) if out and page.is_file() else None)  # fmt: skip
+    link = "./" + quote(Path(relpath(page, out.absolute().parent)).as_posix()) if out and page.is_file() else None
+    return choice_of(trace, layers=about["n_layers"], heads=about["n_heads"], name=path.name, page=link,
+                     fingerprint=about.get("fingerprint"))  # fmt: skip
 
 
 def _print_plan(subjects: tuple[str, ...], series: bool, given: dict[str, Any], console: Any) -> None:

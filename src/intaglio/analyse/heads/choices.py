@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,8 @@ PROMPT = 160  # letters of a prompt that are told, its end
 
 
 def choice_of(
-    trace: Mapping[str, Any], *, layers: int, heads: int, page: str | None = None, name: str = "trace"
+    trace: Mapping[str, Any], *, layers: int, heads: int, page: str | None = None, name: str = "trace",
+    fingerprint: str | None = None,
 ) -> dict[str, Any]:
     """One decision, as a head's card tells it.
 
@@ -24,6 +26,7 @@ def choice_of(
         layers, heads: sizes of the atlas's model, heads in each layer.
         page: address of the decision's page, relative to the page of the heads; None without one.
         name: of the file, for errors.
+        fingerprint: of the atlas's model, where it is known.
 
     Returns:
         prompt, target, against (None: the mean over the vocabulary), difference (logits), parts (how many voted), page, and
@@ -31,7 +34,7 @@ def choice_of(
         parts by size of the vote (from 1), and the token most of it was read from.
 
     Raises:
-        InputError: no trace, or one of a model of another shape.
+        InputError: no trace, or one of a model of another shape or with other weights.
     """
     tables = trace.get("tables") if isinstance(trace, Mapping) else None
     if not isinstance(trace, Mapping) or any(key not in trace for key in _NEEDED) or not isinstance(tables, Mapping):
@@ -42,24 +45,28 @@ def choice_of(
             got=f"{trace['layers']} layers of {trace['heads']} heads",
             expected=f"{layers} of {heads}",
         )
+    if fingerprint is not None and trace.get("fingerprint") not in (None, fingerprint):
+        raise InputError(f"{name} is of a model with other weights", got=f"{trace.get('subject')} ({trace['fingerprint']})",
+                         expected=f"the model of the atlas ({fingerprint})")  # fmt: skip
     try:
         rows = whole_parts(tables["votes"])
         told = {
-            found: [row["vote_logits"], row["effect_logits"], place, row["best"] and row["best"]["token"]]
+            found: [_number(row["vote_logits"]), row["effect_logits"] and _number(row["effect_logits"]), place,
+                    row["best"] and _text(row["best"]["token"])]
             for place, row in enumerate(rows, 1)
             if (found := _short(row["address"]))
         }
         against = trace.get("against")
         return {
             "prompt": _end(trace["prompt"]),
-            "target": trace["target"]["text"],
-            "against": against and against["text"],
-            "difference": trace["difference_logits"],
+            "target": _text(trace["target"]["text"]),
+            "against": against and _text(against["text"]),
+            "difference": _number(trace["difference_logits"]),
             "parts": len(rows),
             "page": page,
             "heads": told,
         }
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, OverflowError):
         raise InputError(f"{name} holds no whole decision", expected="what intaglio why --json writes") from None
 
 
@@ -85,5 +92,17 @@ def _short(address: str) -> str | None:
     return f"{match[1]}.{match[2]}" if match else None
 
 
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
 def _end(prompt: str) -> str:
-    return prompt if len(prompt) <= PROMPT else "…" + prompt[-PROMPT:]
+    return prompt if len(_text(prompt)) <= PROMPT else "…" + prompt[-PROMPT:]
