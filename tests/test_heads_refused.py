@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import intaglio as package
@@ -300,3 +301,30 @@ def test_the_model_is_left_as_it_was_also_where_looking_stops(tiny, where):
         hook.remove()
         assert len(seen) == 3
     check_same(before, state_of(model))
+
+
+# --- names and words -----------------------------------------------------------------------------
+
+
+def test_names_of_tensors_are_only_text(intaglio, refused, tiny, tmp_path, capsys):
+    for name, by in (("a", 1.0), ("b", 9.0)):
+        shutil.copytree(tiny, tmp_path / name)
+        tensors = load_file(tiny / "model.safetensors") | {f"{MEAN}.weight": torch.full((4, 4), by)}
+        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
+    intaglio("tensors", tmp_path / "a", "--diff", tmp_path / "b")
+    said = capsys.readouterr().out
+    assert "[/red][bold<script>" in said.replace("\n", "") and "\x1b" not in said
+    config = json.loads((tiny / "config.json").read_text())
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config | {"model_type": MEAN}))
+    line = refused("heads", tmp_path / "a")
+    assert "[/red][bold<script>\\x1b[31m" in line and line.isprintable()
+
+
+def test_a_tokenizer_without_the_words_leaves_roles_out(tiny, shared, tmp_path):
+    shutil.copytree(tiny, tmp_path / "mute")
+    path = tmp_path / "mute" / "tokenizer.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    told["model"]["vocab"] = {k if i < 20 else f"{MEAN}{i}": i for k, i in told["model"]["vocab"].items()}
+    path.write_text(json.dumps(told))
+    found = package.heads(str(tmp_path / "mute"), texts=2, winogender=shared / "grammar" / "winogender.tsv")
+    assert {"successor", "coreference"} <= found.about["skipped"].keys()

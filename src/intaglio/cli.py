@@ -70,7 +70,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _stop(text: str, code: int) -> None:
-    print(f"intaglio: {' '.join(text.split())}", file=sys.stderr)
+    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.split()))  # nothing steers the terminal
+    print(f"intaglio: {line}", file=sys.stderr)
     raise SystemExit(code) from None
 
 

@@ -68,7 +68,7 @@ def _print(found: Difference, said: dict[str, list[Any]], lang: str, console: Co
     t = TensorWords(lang)
     for section in ("answer", "limits"):
         for sentence in said[section]:
-            console.print(f"\n{t.plain('diff', sentence)}", highlight=False, markup=False)
+            console.print(f"\n{_plain(t.plain('diff', sentence))}", highlight=False, markup=False)
     moved = [r for r in found.rows["tensors"] if r["changed"]]
     if moved:
         console.print()
@@ -78,7 +78,12 @@ def _print(found: Difference, said: dict[str, list[Any]], lang: str, console: Co
         console.print(_heads(t, heads, found.about["spectra"]))
     for section in ("rank", "tokens"):
         for sentence in said[section]:
-            console.print(f"{t.plain('diff', sentence)}\n", highlight=False, markup=False)
+            console.print(f"{_plain(t.plain('diff', sentence))}\n", highlight=False, markup=False)
+
+
+def _plain(text: Any) -> str:
+    """Without signs that steer the terminal; names of tensors are whatever a file says."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def _table(t: Any, columns: tuple[str, ...], left: int) -> Table:
@@ -91,6 +96,8 @@ def _table(t: Any, columns: tuple[str, ...], left: int) -> Table:
 
 
 def _tensors(t: Any, rows: list[dict[str, Any]], spectra: bool) -> Table:
+    from rich.text import Text
+
     from intaglio.report.tensors.diff import rank_text
     from intaglio.report.tensors.words import bare
 
@@ -103,7 +110,7 @@ def _tensors(t: Any, rows: list[dict[str, Any]], spectra: bool) -> Table:
         if more and r.get("rank") is not None:
             kept = "" if r.get("shared_left") is None else f"{n(r['shared_left'], 2)} · {n(r['shared_right'], 2)}"
             cells += [bare(rank_text(t, r)), n.percent(r["top_share"]), kept]
-        table.add_row(*cells)
+        table.add_row(*(Text(_plain(cell)) for cell in cells))
     return table
 
 

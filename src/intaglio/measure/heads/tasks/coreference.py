@@ -120,13 +120,17 @@ def winogender_prompts(tokenizer: Any, path: str | Path, rng: np.random.Generato
         path: its `all_sentences.tsv`: columns sentid (occupation.participant.answer.gender.txt) and sentence.
     """
     pairs: dict[tuple[str, str, str], list[Prompt]] = {}
+    wordless = 0
     for number, (occupation, participant, answer, gender, sentence) in enumerate(read_table(path), 2):
         made = _marked(tokenizer, sentence, occupation, participant, int(answer))
         if isinstance(made, str):
             raise DataError(f"{path}, line {number}: {made}", got=sentence[:80])
+        wordless += made is None
         if made is not None:
             pairs.setdefault((occupation, participant, gender), []).append(made)
     whole = [p for p in pairs.values() if len(p) == 2]
+    if not whole and wordless:
+        raise Untested("the tokenizer has no tokens for the words of Winogender")
     if not whole:
         raise DataError(f"{path} holds no pair of sentences", expected="Winogender's all_sentences.tsv")
     chosen = rng.permutation(len(whole))[: texts // 2]

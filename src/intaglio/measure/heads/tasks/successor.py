@@ -82,8 +82,8 @@ def first_tokens(tokenizer: Any, members: Sequence[str]) -> tuple[tuple[int, ...
     size = 0
     while all(len(i) > size + 1 for i in ids) and len({i[: size + 1] for i in ids}) == 1:
         size += 1
-    firsts = [i[size] for i in ids]
-    return ids[0][:size], {i: first for i, first in enumerate(firsts) if firsts.count(first) == 1}
+    firsts = [i[size] if len(i) > size else None for i in ids]  # a tokenizer may have no token for a word
+    return ids[0][:size], {i: first for i, first in enumerate(firsts) if first is not None and firsts.count(first) == 1}
 
 
 def _window(tokenizer: Any, members: Sequence[str], start: int, shared: tuple[int, ...], firsts: dict[int, int]
