@@ -169,7 +169,7 @@ def test_a_check_holds_only_beyond_every_draw_and_beyond_the_whole_model(monkeyp
     monkeypatch.setattr(causal, "loss_of", lambda *_: next(planned))
     monkeypatch.setattr(causal, "removed", lambda *_: pytest.MonkeyPatch.context())
     monkeypatch.setattr(causal, "random_groups", lambda *_, draws, **__: [()] * draws)
-    row = causal.check_role(None, ["L0.attn.H1"], ROLE, None, draws=5)
+    row = causal.check_role(prove(family("llama")), ["L0.attn.H1"], ROLE, torch.zeros(3, 4, 12), draws=5)
     assert row["holds"] is holds and row["draws"] == 5 and next(planned, None) is None
     assert (row["loss_nats"], row["ablated_nats"]) == (whole, ablated)
     assert row["random_nats"] == pytest.approx(sum(random) / 5)
