@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import random
-import re
 import shutil
 import subprocess
 import zlib
@@ -14,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+import browser
 from atlases import TEXT, atlas
 from intaglio.analyse.heads.choices import choice_of
 from intaglio.report.heads import render_heads
 from test_heads_page import trace
-from test_pages import CHROMIUM, WATCH
+from test_pages import WATCH
 
 ASSETS = Path(str(resources.files("intaglio.report"))) / "assets"
 DRIVE = "<script>" + (Path(__file__).parent / "drive_heads.js").read_text(encoding="utf-8") + "</script>"
@@ -80,36 +80,16 @@ def pages() -> dict[str, str]:
 
 
 def visit(page: str, folder: Path, width: int = 1440, place: str = "", wanted: str | None = None) -> dict:
-    """Open a page in headless Chromium, drive it, return what it saw."""
-    path = folder / "page.html"
+    """What the script of these tests saw on a page."""
     watch = WATCH + (f"<script>window.wanted='{wanted}'</script>" if wanted else "")
-    path.write_text(
-        page.replace("<style>", watch + "<style>", 1).replace("</body>", DRIVE + "</body>"), encoding="utf-8"
-    )
-    command = [
-        str(CHROMIUM),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--hide-scrollbars",
-        f"--user-data-dir={folder / 'profile'}",
-        f"--window-size={width},1200",
-        "--virtual-time-budget=4000",
-        "--dump-dom",
-        path.as_uri() + place,
-    ]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = re.search(r"<title>SEEN(.*?)</title>", dom, re.S)
-    assert found, "the page's script did not finish"
-    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    return browser.visit(page, folder, width, watch=watch, drive=DRIVE, place=place)
 
 
-browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+in_browser = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
 
 
 @pytest.mark.page
-@browser
+@in_browser
 @pytest.mark.parametrize(
     ("name", "width"), [("one-ru", 1440), ("two-ru", 900), ("two-en", 500), ("past-ru", 900), ("broad-ru", 1440)]
 )
@@ -121,7 +101,7 @@ def test_nothing_sticks_out(pages, name, width, tmp_path):
 
 
 @pytest.mark.page
-@browser
+@in_browser
 def test_a_head_shows_its_pattern_opens_and_is_pinned(pages, tmp_path):
     seen = visit(pages["one-en"], tmp_path, wanted="1.2")
     assert seen["start"] == {"cards": [], "shown": "0", "off": 0, "hash": ""}
@@ -149,7 +129,7 @@ def test_a_head_shows_its_pattern_opens_and_is_pinned(pages, tmp_path):
 
 
 @pytest.mark.page
-@browser
+@in_browser
 def test_an_address_opens_what_it_names(pages, tmp_path):
     start = visit(pages["two-ru"], tmp_path, place="#head=3.4&pin=0.1,5.5,9.9&role=induction&side=c")["start"]
     assert start["cards"] == ["3.4", "0.1", "5.5"] and start["shown"] == "0,2" and start["off"] > 0
@@ -158,7 +138,7 @@ def test_an_address_opens_what_it_names(pages, tmp_path):
 
 
 @pytest.mark.page
-@browser
+@in_browser
 def test_two_sides_stand_next_to_each_other_with_one_selection(pages, tmp_path):
     seen = visit(pages["two-en"], tmp_path, wanted="2.3")
     assert seen["start"]["shown"] == "0,1" and seen["open"] == [["2.3"], "#head=2.3&side=b"]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import browser
 from intaglio.analyse import compare
 from intaglio.report import render, render_compare
 from sample_findings import sample, sample_scan
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.page, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
+pytestmark = [pytest.mark.page, pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")]
 
 # Runs in the page before its own script, then drives it and leaves what it saw in the title.
 WATCH = "<script>window.faults=[];addEventListener('error',e=>faults.push(String(e.message)))</script>"
@@ -36,28 +33,8 @@ def pages(findings) -> dict[str, str]:
 
 
 def visit(page: str, folder: Path, width: int, place: str = "") -> dict:
-    """Open a page in headless Chromium, drive it, return what it saw."""
-    path = folder / "page.html"
-    path.write_text(
-        page.replace("<style>", WATCH + "<style>", 1).replace("</body>", DRIVE + "</body>"), encoding="utf-8"
-    )
-    command = [
-        str(CHROMIUM),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--hide-scrollbars",
-        f"--user-data-dir={folder / 'profile'}",
-        f"--window-size={width},1200",
-        "--virtual-time-budget=4000",
-        "--dump-dom",
-        path.as_uri() + place,
-    ]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = re.search(r"<title>SEEN(.*?)</title>", dom, re.S)
-    assert found, "the page's script did not finish"
-    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    """What the script of these tests saw on a page."""
+    return browser.visit(page, folder, width, watch=WATCH, drive=DRIVE, place=place)
 
 
 @pytest.mark.parametrize("width", [1440, 900, 500])

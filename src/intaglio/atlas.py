@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from intaglio.errors import InputError
 from intaglio.tables import ATLAS_TABLES
+from intaglio.tables.arrow import as_arrow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,12 +65,7 @@ class AtlasData:
         Raises:
             InputError: no such table.
         """
-        import pyarrow as pa
-
-        if name not in ATLAS_TABLES:
-            raise InputError("no such table of an atlas", got=name, expected=", ".join(ATLAS_TABLES))
-        schema = pa.schema([(c.name, _type(c.type)) for c in ATLAS_TABLES[name].columns])
-        return pa.Table.from_pylist(self.rows.get(name, []), schema=schema)
+        return as_arrow(ATLAS_TABLES, name, self.rows, "an atlas")
 
     @property
     def table(self) -> pyarrow.Table:
@@ -108,10 +104,3 @@ def read_atlas(path: str | Path) -> AtlasData:
 def _data(whole: dict[str, Any]) -> AtlasData:
     about = {k: v for k, v in whole.items() if k not in ("schema", "tables", "beside")}
     return AtlasData(about, whole["tables"], [_data(side) for side in whole.get("beside", [])])
-
-
-def _type(name: str) -> pyarrow.DataType:
-    import pyarrow as pa
-
-    inner = name.removeprefix("list<").removesuffix(">")
-    return pa.list_(pa.type_for_alias(inner)) if inner != name else pa.type_for_alias(name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intaglio.tables import TRACE_TABLES
+from intaglio.tables.arrow import as_arrow
 
 if TYPE_CHECKING:
     import pyarrow
@@ -46,14 +47,7 @@ class TraceData:
         Raises:
             InputError: no such table.
         """
-        import pyarrow as pa
-
-        from intaglio.errors import InputError
-
-        if name not in TRACE_TABLES:
-            raise InputError("no such table of a trace", got=name, expected=", ".join(TRACE_TABLES))
-        schema = pa.schema([(c.name, pa.type_for_alias(c.type)) for c in TRACE_TABLES[name].columns])
-        return pa.Table.from_pylist(self.rows.get(name, []), schema=schema)
+        return as_arrow(TRACE_TABLES, name, self.rows, "a trace")
 
     @property
     def votes(self) -> pyarrow.Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from intaglio.data.vocab import token_bytes
+from intaglio.data.vocab import spelled, token_bytes
 
 
 class Pieces:
@@ -42,9 +42,3 @@ def open_pieces(folder: Path) -> Pieces | None:
         return Pieces(Tokenizer.from_file(str(path)))
     except Exception:  # a foreign parser over the user's files; ids stand for themselves then
         return None
-
-
-def spelled(data: bytes) -> str:
-    """Bytes as letters; those that make no letter as <D0>."""
-    text = data.decode("utf-8", "surrogateescape")
-    return "".join(f"<{ord(c) - 0xDC00:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in text)

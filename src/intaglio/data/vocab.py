@@ -98,3 +98,9 @@ def _alphabet() -> dict[str, int]:
 def _from_alphabet(piece: str) -> bytes:
     alphabet = _alphabet()
     return b"".join(bytes([alphabet[c]]) if c in alphabet else c.encode() for c in piece)
+
+
+def spelled(data: bytes) -> str:
+    """Bytes as letters; those that make no letter as <D0>."""
+    text = data.decode("utf-8", "surrogateescape")
+    return "".join(f"<{ord(c) - 0xDC00:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in text)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intaglio.data.vocab import letters, token_bytes
+from intaglio.data.vocab import letters, spelled, token_bytes
 from intaglio.errors import InputError
 from intaglio.measure.choice.votes import Ending, Ledger, Question, Votes, ending_of
 from intaglio.model.anatomy import Anatomy
@@ -97,12 +97,6 @@ class Decision:
         for start, _, text in letters([token_bytes(self.tokenizer, i) for i in self.ids]):
             found[start] = text
         return found
-
-
-def spelled(data: bytes) -> str:
-    """Bytes as letters; those that make no letter as <D0>."""
-    text = data.decode("utf-8", "surrogateescape")
-    return "".join(f"<{ord(c) - 0xDC00:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in text)
 
 
 def decide(

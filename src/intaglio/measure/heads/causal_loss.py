@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -21,3 +23,18 @@ class RoleLoss:
     role: str
     task: str
     batches: list[tuple[Tensor, Tensor]]
+
+
+def whole_texts(batches: Iterable[Tensor], *, begin: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """Batches of ids_BT in which every token from `begin` on counts."""
+    found = []
+    for ids_BT in batches:
+        mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+        mask_BT[:, :begin] = False
+        found.append((ids_BT, mask_BT))
+    return found
+
+
+def rows_of(texts: Iterable[Iterable[int]], device: torch.device) -> list[Tensor]:
+    """Each text as a batch of its own, (1, T): they may differ in length."""
+    return [torch.tensor([list(ids)], device=device) for ids in texts]

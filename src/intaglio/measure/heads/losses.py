@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from intaglio.measure.heads.causal_loss import RoleLoss
+from intaglio.measure.heads.causal_loss import RoleLoss, rows_of, whole_texts
 from intaglio.measure.heads.repeats import Repeats
 from intaglio.model.anatomy import Anatomy
 
@@ -26,13 +25,5 @@ def basic_losses(anatomy: Anatomy, given: Repeats, texts: Sequence[Sequence[int]
     """
     mask_BT = torch.zeros_like(given.ids_BT, dtype=torch.bool)
     mask_BT[:, given.second + 1 :] = True  # the first token of the second copy cannot be known
-    repeat, plain = [(given.ids_BT, mask_BT)], [_whole(anatomy, ids) for ids in texts]
+    repeat, plain = [(given.ids_BT, mask_BT)], whole_texts(rows_of(texts, given.ids_BT.device))
     return [*(RoleLoss(role, REPEAT, repeat) for role in FEEDS), *(RoleLoss(role, TEXT, plain) for role in REST)]
-
-
-def _whole(anatomy: Anatomy, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Every token of a text but the first."""
-    ids_BT = torch.tensor([list(ids)], device=anatomy.embed.weight.device)
-    mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-    mask_BT[:, 0] = False
-    return ids_BT, mask_BT

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intaglio.data.vocab import token_bytes
-from intaglio.measure.choice.decision import spelled
+from intaglio.data.vocab import spelled, token_bytes
 from intaglio.measure.heads.seeing import see_attention
 from intaglio.model.anatomy import Anatomy
 

@@ -14,7 +14,7 @@ from intaglio.checkpoint import load_weights
 from intaglio.errors import InputError, SubjectError
 from intaglio.measure.heads.basic import measure_basic
 from intaglio.measure.heads.causal import loss_of
-from intaglio.measure.heads.causal_loss import RoleLoss
+from intaglio.measure.heads.causal_loss import RoleLoss, rows_of, whole_texts
 from intaglio.measure.heads.repeats import Repeats, repeats
 from intaglio.model.anatomy import Anatomy
 from intaglio.model.proof import check_finite
@@ -60,7 +60,9 @@ def measure_series(
     """
     check_alike([folder for _, folder in states if folder is not None])
     given = repeats(anatomy, seed=seed, texts=texts, length=length, ordinary=ordinary)
-    tasks = losses_of(given) | ({"text": _plain(anatomy, plain)} if plain else {})
+    tasks = losses_of(given)
+    if plain:
+        tasks["text"] = RoleLoss("", "text", whole_texts(rows_of(plain, given.ids_BT.device)))
     found = Series()
     for step, folder in states:
         if folder is not None:
@@ -107,16 +109,6 @@ def losses_of(given: Repeats) -> dict[str, RoleLoss]:
         mask_BT[:, max(1, start) : stop] = True
         found[task] = RoleLoss("induction", task, [(given.ids_BT, mask_BT)])
     return found
-
-
-def _plain(anatomy: Anatomy, texts: Sequence[Sequence[int]]) -> RoleLoss:
-    batches = []
-    for ids in texts:
-        ids_BT = torch.tensor([list(ids)], device=anatomy.embed.weight.device)
-        mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-        mask_BT[:, 0] = False
-        batches.append((ids_BT, mask_BT))
-    return RoleLoss("", "text", batches)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intaglio.data.vocab import is_special, token_bytes
-from intaglio.measure.choice.decision import spelled
+from intaglio.data.vocab import is_special, spelled, token_bytes
 from intaglio.measure.heads.matrices import hat_of, kind_of_norm, norm_before
 from intaglio.model.anatomy import Anatomy
 

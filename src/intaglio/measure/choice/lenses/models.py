@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intaglio.data.vocab import is_special, token_bytes
-from intaglio.measure.choice.decision import Decision, spelled
+from intaglio.data.vocab import is_special, spelled, token_bytes
+from intaglio.measure.choice.decision import Decision
 from intaglio.measure.choice.lenses import Given, Measured, Needs, Skip
 from intaglio.measure.choice.pair import kl_nats
 from intaglio.model.modes import evaluating

@@ -31,7 +31,7 @@ from torch import Tensor
 from intaglio.atlas import Sampled
 from intaglio.data.align import tokens_of, tokens_of_words
 from intaglio.data.conllu import Sentence, read_conllu
-from intaglio.measure.heads.causal_loss import RoleLoss
+from intaglio.measure.heads.causal_loss import RoleLoss, whole_texts
 from intaglio.measure.heads.seeing import see_attention
 from intaglio.measure.heads.tasks.found import Found, blank
 from intaglio.measure.heads.tasks.prompts import Prompt, Untested, by_length, longest, start_ids
@@ -81,18 +81,9 @@ def find_syntax(anatomy: Anatomy, tokenizer: Any, corpus: str | Path, rng: np.ra
     if not details:
         raise Untested(f"no relation is shown by {LEAST_SENTENCES} sentences of at most {most} tokens")
     notes = {"sentences": len(parsed), "words without tokens of their own": sum(p.tokens.count([]) for p in parsed)}
-    loss = RoleLoss("syntax", WORDS_OF_TREES, _words_loss(parsed, anatomy.unembed.weight.device))
+    texts = (ids_BT for _, ids_BT in by_length([p.prompt for p in parsed], anatomy.unembed.weight.device))
+    loss = RoleLoss("syntax", WORDS_OF_TREES, whole_texts(texts, begin=2))  # behind the start token and a first word
     return Found(score_relations(anatomy, parsed, details), [loss], notes)
-
-
-def _words_loss(parsed: Sequence[Parsed], device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Every token of a sentence that some word before it could help to predict."""
-    batches = []
-    for _, ids_BT in by_length([p.prompt for p in parsed], device):
-        mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-        mask_BT[:, :2] = False
-        batches.append((ids_BT, mask_BT))
-    return batches
 
 
 def parse(tokenizer: Any, sentence: Sentence) -> Parsed | None:
