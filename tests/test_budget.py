@@ -120,7 +120,7 @@ def test_the_sketch_of_the_summed_gradient_is_counted_by_forwards(level, tmp_pat
             for seed in range(2):
                 model(**batch(texts((6, 9), seed=seed))).loss.backward()
             budget, records = ledger.budget, list(ledger.collector.records.values())
-            kept = sum(s.total_QK.numel() * 4 for r in records for s in r.summed.values())
+            kept = sum(s.total_KQ.numel() * 4 for r in records for s in r.summed.values())
             assert kept == 2 * budget.summed > 0, family
             with Sizes() as sizes:
                 agreement._products2(ledger.layout, records, ledger.ranks)

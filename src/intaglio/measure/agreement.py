@@ -93,7 +93,7 @@ def _products2(layout: Layout, records: list[Record], ranks: Ranks) -> float:
     for site in layout.sites:
         if summed := [r.summed[site.index] for r in records if site.index in r.summed]:
             own.append(torch.stack([sum(s.exact for s in summed), sum(s.squared for s in summed)]))
-            totals.append(sum(s.total_QK for s in summed).double().flatten())
+            totals.append(sum(s.total_KQ for s in summed).double().flatten())
     if not own:
         return 0.0
     lengths = [len(t) for t in totals]

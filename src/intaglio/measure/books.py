@@ -11,6 +11,7 @@ from torch import Tensor
 from intaglio.measure import writes
 from intaglio.measure.collect import Factor, Projections, Record
 from intaglio.measure.lora import LoraBooks, lora_token_dots, settle_lora
+from intaglio.measure.products import times
 from intaglio.measure.ranks import Ranks
 from intaglio.measure.settle import ParamBooks, Snapshot, canonical, settle_parameter
 from intaglio.model.layout import Layout, Site, Weight
@@ -99,10 +100,8 @@ def settle(
             total.changed += found.from_gradient(weight.param.grad)
         else:
             directions.plain[key] = (found.direction, found.factor)
-    for site in lora_sites:
-        if not all(id(w.param) in snapshot.moved for w in (site.weight, site.lora_b)):
-            continue
-        found = settle_lora(site, optimizer, snapshot, rule_name, scales, groups)
+    moved = [s for s in lora_sites if all(id(w.param) in snapshot.moved for w in (s.weight, s.lora_b))]
+    for site, found in settle_lora(moved, optimizer, snapshot, rule_name, scales, groups):
         total.add_lora(site, found, lora_weight2[site.index])
         if id(site.weight.param) in foreign:
             total.changed += float(found.from_gradient.sum())
@@ -321,7 +320,7 @@ def _sketch_of(grad: Tensor, weight: Weight, projections: Projections) -> Tensor
     matrix = canonical(grad, weight)
     out = projections.signs(weight, "out", matrix.shape[0], grad.device)
     within = projections.signs(weight, "in", matrix.shape[1], grad.device)
-    return (out.mT @ matrix @ within).flatten()
+    return (times(out.mT, matrix.mT) @ within).flatten()
 
 
 def _lora_match(

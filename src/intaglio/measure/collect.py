@@ -10,6 +10,7 @@ from torch import Tensor
 
 from intaglio.measure import writes
 from intaglio.measure.lora import LoraCatch, lora_catch
+from intaglio.measure.products import times
 from intaglio.model.layout import Layout, Site, Weight
 from intaglio.model.tap import Block, Pass
 
@@ -45,7 +46,7 @@ class SumSketch:
     of error is independent from step to step, as it is not in the sketches of the visits, whose signs never change.
     """
 
-    total_QK: Tensor | float = 0.0  # the sum over the examples
+    total_KQ: Tensor | float = 0.0  # the sum over the examples
     squared: Tensor | float = 0.0  # sum over the examples of squared lengths in the sketch
     exact: Tensor | float = 0.0  # the same, exactly
 
@@ -258,7 +259,7 @@ class Collector:
         if dropped is not None and dropped.data_ptr() != a.data_ptr():
             factor.dropped = dropped.view_as(factor.a)
             a = factor.dropped.float()
-            x_BKT = self.projections.signs(site.weight, "in", a.shape[-1], a.device).mT @ a.mT
+            x_BKT = times(a, self.projections.signs(site.weight, "in", a.shape[-1], a.device).mT).mT
         factor.lora = lora_catch(site, a, b, x_BKT, b_BKT)
 
     def _matrix_block(
@@ -283,12 +284,9 @@ class Collector:
         return self._gram_cache[key][1]
 
     def _project(self, weight: Weight, a: Tensor, b: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(R_a a)_BkT and (R_b b)_BkT; this order of the product is several times faster than a @ R_a."""
+        """(R_a a)_BkT and (R_b b)_BkT."""
         signs = (self.projections.signs(weight, which, size, a.device) for which, size in zip(("in", "out"), shape))
-        return tuple(
-            torch.mm(r.mT, x.reshape(-1, x.shape[-1]).mT).view(r.shape[1], *x.shape[:2]).transpose(0, 1)
-            for r, x in zip(signs, (a, b))
-        )
+        return tuple(times(x, r.mT).mT for r, x in zip(signs, (a, b)))
 
     def _sketch_matrix(self, record: Record, weight: Weight, a_BKT: Tensor, b_BKT: Tensor, offset: int) -> None:
         columns = self.projections.columns(weight)
@@ -298,11 +296,11 @@ class Collector:
 
     def _sketch_sum(self, record: Record, site: Site, a: Tensor, b: Tensor, offset: int) -> None:
         signs = writes.fresh_projection(a.shape[-1], SUM_SIDE, (self.projections.seed, self.step, site.index), a.device)
-        a_BTK, into = a @ signs, record.summed[site.index]
+        a_BTK, into = times(a, signs.mT), record.summed[site.index]
         for _, block, span in _spans(record.caught, offset):
-            sketch_NQK = b[block.rows, span].mT @ a_BTK[block.rows, span]
-            into.squared += sketch_NQK.square().sum(dtype=torch.float64)
-            into.total_QK += sketch_NQK.sum(0)
+            sketch_NKQ = a_BTK[block.rows, span].mT @ b[block.rows, span]  # several times faster than its transpose
+            into.squared += torch.linalg.vector_norm(sketch_NKQ, dim=(1, 2)).square().sum(dtype=torch.float64)
+            into.total_KQ += sketch_NKQ.sum(0)
 
     def _vector(self, record: Record, weight: Weight, g_BTD: Tensor, offset: int = 0) -> None:
         signs = self.projections.signs(weight, "vector", g_BTD.shape[-1], g_BTD.device)

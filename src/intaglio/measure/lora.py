@@ -5,19 +5,23 @@ Q = [A1; dA]; it is never built. An example's part is c^W = s (c^B A0 + B0 c^A),
 inner product with U_W needs only the pulled-back directions s U_W A0^T (for B) and
 s B0^T U_W (for A). The account `interaction` is s dB dA.
 
-Shapes: q outputs, p inputs, r rank, U units (heads) of the product's rows or columns.
+Shapes: S adapters alike, q outputs, p inputs, r rank, U units (heads) of the product's rows or columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from intaglio.measure.rules import denominator, rule_for
+from intaglio.measure.products import times
+from intaglio.measure.rules import Rule, denominator, rule_for
 from intaglio.measure.settle import Snapshot, projection_factor
 from intaglio.model.layout import Layout, Site, Weight
+
+TOGETHER = 1 << 20  # numbers of adapters that are settled at once; a dozen arrays of them are held, in double
 
 
 @dataclass(eq=False)
@@ -37,20 +41,20 @@ class LoraBooks:
 
 @dataclass(eq=False)
 class _Half:
-    """A or B with everything the optimizer did to it; all in double."""
+    """A or B of adapters that are alike, (S, rows, columns), with everything the optimizer did to them; all in double."""
 
     old: Tensor
     new: Tensor
     momentum: Tensor
     asked: Tensor
-    inverse: Tensor | float  # 1 / D
-    data: float
+    inverse: Tensor  # 1 / D
+    data: Tensor  # (S, 1, 1)
     carry: float
     decay_over_denominator: bool
     decay: float
     ulp: float
-    unexplained: Tensor | float = 0.0  # of the change, under an optimizer without formulas
-    given: Tensor | float = 0.0  # of the change: what came of the gradient as the optimizer got it
+    unexplained: Tensor  # of the change, under an optimizer without formulas
+    given: Tensor  # of the change: what came of the gradient as the optimizer got it
 
     @property
     def change(self) -> Tensor:
@@ -65,101 +69,112 @@ class _Half:
 
 
 def _half(
-    weight: Weight, optimizer: torch.optim.Optimizer, snapshot: Snapshot, rule_name: str, scale: float, group: dict
+    weights: list[Weight], rule: Rule, optimizer: torch.optim.Optimizer, snapshot: Snapshot, scales: dict[int, float]
 ) -> _Half:
-    p, state = weight.param, optimizer.state[weight.param]
-    rule = rule_for(rule_name, group, state, had_buffer=id(p) in snapshot.had_buffer)
-    d = denominator(rule, state, ...)
-    inverse = 1.0 if d is None else 1.0 / d.double()
-    old, momentum = snapshot.theta[id(p)].double(), snapshot.momentum[id(p)].double()
-    if not rule.formula:  # nothing is known of this optimizer: the part along the gradient is the data's
-        new, alpha = p.detach().double(), projection_factor(p, snapshot)
-        given = alpha * p.grad.double()
-        unexplained = new - old - given
-        return _Half(old, new, momentum, new - old, 1.0, alpha * scale, 0.0, False, 0.0, 0.0, unexplained, given)
-    half = _Half(
-        old, p.detach().double(), momentum, old, inverse, rule.data * scale, rule.carry,
-        rule.decay_over_denominator, rule.decay, 2 * torch.finfo(p.dtype).eps,
+    params = [w.param for w in weights]
+    old, new, momentum, grad = (
+        torch.stack(tensors).double()
+        for tensors in (
+            [snapshot.theta[id(p)] for p in params], [p.detach() for p in params],
+            [snapshot.momentum[id(p)] for p in params], [p.grad.detach() for p in params],
+        )
     )  # fmt: skip
-    half.given = p.grad.double() * rule.data * inverse
+
+    def each(values: list[float]) -> Tensor:
+        return old.new_tensor(values)[:, None, None]
+
+    scale, nothing = each([scales.get(id(p), 1.0) for p in params]), torch.zeros_like(old)
+    if not rule.formula:  # nothing is known of this optimizer: the part along the gradient is the data's
+        alpha = each([projection_factor(p, snapshot) for p in params])
+        change, given = new - old, alpha * grad
+        return _Half(old, new, momentum, change, torch.ones_like(old), alpha * scale, 0.0, False, 0.0, 0.0,
+                     change - given, given)  # fmt: skip
+    inverse = torch.ones_like(old)
+    if rule.second:
+        second = torch.stack([optimizer.state[p][rule.second] for p in params])
+        inverse = denominator(rule, {rule.second: second}, ...).double().reciprocal_()
+    half = _Half(
+        old, new, momentum, nothing, inverse, rule.data * scale, rule.carry, rule.decay_over_denominator, rule.decay,
+        2 * torch.finfo(params[0].dtype).eps, nothing, grad * rule.data * inverse,
+    )  # fmt: skip
     half.asked = half.given + momentum * rule.carry * inverse + half.decay_vector()
     return half
 
 
-def _units(t: Tensor, n_units: int, axis: int) -> Tensor:
-    """(U, ...) slices of a matrix along an axis, or the matrix itself as one unit."""
+def _units(t_SRC: Tensor, n_units: int, axis: int) -> Tensor:
+    """(S, U, ...) slices of matrices along their rows (0) or columns (1), or the matrices themselves as one unit."""
     if n_units == 1:
-        return t[None]
-    rows, columns = t.shape
+        return t_SRC[:, None]
+    sites, rows, columns = t_SRC.shape
     if axis == 0:
-        return t.view(n_units, rows // n_units, columns)
-    return t.view(rows, n_units, columns // n_units).transpose(0, 1)
-
-
-def pulled_back(site: Site, a: _Half, b: _Half) -> tuple[Tensor, Tensor, Tensor]:
-    """Directions (U, r, p') for A, (U, q', r) for B, and |U_W|^2 per unit."""
-    weight, s2 = site.weight, site.scale**2
-    u = weight.n_units
-    left = torch.cat([b.change, b.old], dim=1)  # P (q, 2r)
-    right = torch.cat([a.new, a.change], dim=0)  # Q (2r, p)
-    split_out = weight.side == "out"
-    p_units = _units(left, u, 0) if split_out else left[None]
-    b_units = _units(b.old, u, 0) if split_out else b.old[None]
-    q_units = _units(right, 1 if split_out else u, 1)
-    a_units = _units(a.old, 1 if split_out else u, 1)
-    for_a = s2 * (b_units.mT @ p_units) @ q_units
-    for_b = s2 * p_units @ (q_units @ a_units.mT)
-    uu = s2 * ((p_units.mT @ p_units) * (q_units @ q_units.mT)).sum((-1, -2))
-    return for_a, for_b, uu
+        return t_SRC.reshape(sites, n_units, rows // n_units, columns)
+    return t_SRC.reshape(sites, rows, n_units, columns // n_units).transpose(1, 2)
 
 
 def settle_lora(
-    site: Site, optimizer: torch.optim.Optimizer, snapshot: Snapshot, rule_name: str,
+    sites: list[Site], optimizer: torch.optim.Optimizer, snapshot: Snapshot, rule_name: str,
     scales: dict[int, float], groups: dict[int, dict],
-) -> LoraBooks:  # fmt: skip
-    """Accounts of one adapter's step, and the directions that give every token's share of it."""
-    a, b = (
-        _half(w, optimizer, snapshot, rule_name, scales.get(id(w.param), 1.0), groups[id(w.param)])
-        for w in (site.weight, site.lora_b)
-    )
-    for_a, for_b, uu = pulled_back(site, a, b)
-    u, split_out = site.weight.n_units, site.weight.side == "out"
+) -> Iterator[tuple[Site, LoraBooks]]:  # fmt: skip
+    """Accounts of every adapter's step, and the directions that give every token's share of it.
+
+    Adapters of one shape and one rule are settled together: each is small, and calls cost more than arithmetic.
+    """
+
+    def rule_of(weight: Weight) -> Rule:
+        p = weight.param
+        return rule_for(rule_name, groups[id(p)], optimizer.state[p], had_buffer=id(p) in snapshot.had_buffer)
+
+    alike: dict[tuple, list[Site]] = {}
+    for site in sites:
+        a, b = site.weight, site.lora_b
+        together = max(1, TOGETHER // (a.param.numel() + b.param.numel()))
+        kind = (rule_of(a), rule_of(b), a.param.shape, b.param.shape, a.param.dtype, b.param.dtype, a.param.device,
+                a.side, a.n_units, site.scale)  # fmt: skip
+        full = sum(len(found) // together for key, found in alike.items() if key[:-1] == kind)
+        alike.setdefault((*kind, full), []).append(site)
+    for (rule_a, rule_b, *_), found in alike.items():
+        a = _half([s.weight for s in found], rule_a, optimizer, snapshot, scales)
+        b = _half([s.lora_b for s in found], rule_b, optimizer, snapshot, scales)
+        yield from zip(found, _settle(found[0], a, b))
+
+
+def _settle(site: Site, a: _Half, b: _Half) -> Iterator[LoraBooks]:
+    """Accounts of adapters like this site's, each in turn."""
+    u, split_out, s2 = site.weight.n_units, site.weight.side == "out", site.scale**2
+    n_rows, n_columns = (u, 1) if split_out else (1, u)
+    left = torch.cat([b.change, b.old], dim=2)  # P (q, 2r)
+    right = torch.cat([a.new, a.change], dim=1)  # Q (2r, p)
+    p_units, b_units, change_b = (_units(t, n_rows, 0) for t in (left, b.old, b.change))
+    q_units, a_units, change_a, inverse_a = (_units(t, n_columns, 1) for t in (right, a.old, a.change, a.inverse))
+    for_a = s2 * (b_units.mT @ p_units) @ q_units  # (S, U, r, p')
+    for_b = s2 * p_units @ (q_units @ a_units.mT)  # (S, U, q', r)
+    inner_q = q_units @ q_units.mT
+    uu = s2 * ((p_units.mT @ p_units) * inner_q).sum((-1, -2))
+    interaction = s2 * ((change_b.mT @ p_units) * (change_a @ q_units.mT)).sum((-1, -2))
 
     def both(vector_a: Tensor, vector_b: Tensor) -> Tensor:
-        va = vector_a[None] if split_out else _units(vector_a, u, 1)
-        vb = _units(vector_b, u, 0) if split_out else vector_b[None]
-        return (va * for_a).sum((-1, -2)) + (vb * for_b).sum((-1, -2))
+        along_a, along_b = _units(vector_a, n_columns, 1) * for_a, _units(vector_b, n_rows, 0) * for_b
+        return along_a.sum((-1, -2)) + along_b.sum((-1, -2))
 
-    change_b = _units(b.change, u, 0) if split_out else b.change[None]
-    left = torch.cat([b.change, b.old], dim=1)
-    right = torch.cat([a.new, a.change], dim=0)
-    p_units = _units(left, u, 0) if split_out else left[None]
-    change_a = _units(a.change, 1 if split_out else u, 1)
-    q_units = _units(right, 1 if split_out else u, 1)
-    interaction = site.scale**2 * ((change_b.mT @ p_units) * (change_a @ q_units.mT)).sum((-1, -2))
-    direction_a = for_a * (a.inverse if split_out or u == 1 else _units(_full(a.inverse, a.old), u, 1)) * a.data
-    direction_b = for_b * (_units(_full(b.inverse, b.old), u, 0) if split_out else b.inverse) * b.data
-    return LoraBooks(
-        uu=uu,
-        carry=both(a.carry * a.momentum * a.inverse, b.carry * b.momentum * b.inverse),
-        decay=both(a.decay_vector(), b.decay_vector()),
-        rounding=both(a.swallowed(), b.swallowed()),
-        interaction=interaction,
-        unexplained=both(_full(a.unexplained, a.old), _full(b.unexplained, b.old)),
-        from_gradient=both(a.given, b.given),
-        direction_a=direction_a.float(),
-        direction_b=direction_b.float(),
+    accounts = (
+        uu,
+        both(a.carry * a.momentum * a.inverse, b.carry * b.momentum * b.inverse),
+        both(a.decay_vector(), b.decay_vector()),
+        both(a.swallowed(), b.swallowed()),
+        interaction,
+        both(a.unexplained, b.unexplained),
+        both(a.given, b.given),
+        (for_a * inverse_a * a.data[:, None]).float(),
+        (for_b * _units(b.inverse, n_rows, 0) * b.data[:, None]).float(),
     )
+    for one in zip(*accounts):
+        yield LoraBooks(*one)
 
 
 def both_or_neither(layout: Layout, foreign: set[int]) -> set[int]:
     """Parameters whose gradient was changed, with the other half of every adapter: the books are of their product."""
     pairs = ({id(s.weight.param), id(s.lora_b.param)} for s in layout.sites if s.kind == "lora")
     return foreign.union(*(pair for pair in pairs if pair & foreign))
-
-
-def _full(value: Tensor | float, like: Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.full_like(like, value)
 
 
 @dataclass(eq=False)
@@ -183,8 +198,8 @@ def lora_catch(site: Site, x_BTP: Tensor, b_BTQ: Tensor, x_BKT: Tensor, b_BKT: T
         x_BTP: the adapter's input (after its dropout); x_BKT: projected onto k random signs.
         b_BTQ: gradient at the layer's output; b_BKT: projected.
     """
-    low = x_BTP @ site.weight.param.detach().float().mT
-    back = (b_BTQ @ site.lora_b.param.detach().float()).mul_(site.scale)
+    low = times(x_BTP, site.weight.param.detach().float())
+    back = times(b_BTQ, site.lora_b.param.detach().float().mT).mul_(site.scale)
     match_a = (x_BKT @ back).sum(0).mT
     match_b = (b_BKT @ low).sum(0).mul_(site.scale)
     return LoraCatch(low, back, match_a, match_b)
@@ -211,18 +226,18 @@ def lora_token_dots(
     low_BTR, back_BTR = catch.low_BTR, catch.back_BTR
     rank = low_BTR.shape[-1]
     if n_units == 1:
-        from_a = ((x_BTP @ direction_a[0].mT) * back_BTR).sum(-1, keepdim=True)
-        from_b = ((b_BTQ @ direction_b[0]) * low_BTR).sum(-1, keepdim=True)
+        from_a = (times(x_BTP, direction_a[0]) * back_BTR).sum(-1, keepdim=True)
+        from_b = (times(b_BTQ, direction_b[0].mT) * low_BTR).sum(-1, keepdim=True)
     elif split_out:
-        seen = (x_BTP @ direction_a.reshape(n_units * rank, -1).mT).view(rows, length, n_units, rank)
+        seen = times(x_BTP, direction_a.reshape(n_units * rank, -1)).view(rows, length, n_units, rank)
         from_a = (seen * back_BTR[:, :, None]).sum(-1)
-        written = low_BTR @ direction_b.reshape(-1, rank).mT
+        written = times(low_BTR, direction_b.reshape(-1, rank))
         from_b = (written * b_BTQ).view(rows, length, n_units, -1).sum(-1)
     else:
         whole = direction_a.transpose(0, 1).reshape(rank, -1)  # columns back in order
-        terms = back_BTR @ whole
+        terms = times(back_BTR, whole.mT)
         from_a = (terms * x_BTP).view(rows, length, n_units, -1).sum(-1)
-        seen = (b_BTQ @ direction_b.permute(1, 0, 2).reshape(b_BTQ.shape[-1], -1)).view(rows, length, n_units, rank)
+        seen = times(b_BTQ, direction_b.transpose(1, 2).reshape(-1, b_BTQ.shape[-1])).view(rows, length, n_units, rank)
         from_b = (seen * low_BTR[:, :, None]).sum(-1)
     return from_a + from_b * site.scale
 

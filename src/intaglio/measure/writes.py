@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from intaglio.measure import products
+
 HALVES_FROM = 64  # positions from which symmetry is worth several smaller products
 QUARTERS_FROM = 128
 
@@ -40,6 +42,8 @@ def gram(x_XTP: Float[Tensor, "*X T P"]) -> Gram:
     *lead, positions, width = x_XTP.shape
     if positions >= QUARTERS_FROM and positions % 4 == 0:
         half, quarter = positions // 2, positions // 4
+        if x_XTP.ndim == 3 and products.pays(x_XTP, x_XTP):
+            return _in_quarters(products.times_rows(x_XTP, x_XTP))
         quarters = x_XTP.reshape(-1, quarter, width)
         left, right = quarters[::2], quarters[1::2]
         halves = quarters.view(-1, half, width)
@@ -54,6 +58,18 @@ def gram(x_XTP: Float[Tensor, "*X T P"]) -> Gram:
         top, bottom = x_XTP[..., None, :half, :], x_XTP[..., None, half:, :]
         return Gram((top @ top.mT, bottom @ bottom.mT), (top @ bottom.mT,))
     return Gram(((x_XTP @ x_XTP.mT)[..., None, :, :],))
+
+
+def _in_quarters(whole_BTT: Tensor) -> Gram:
+    """The blocks of a whole matrix: one fast product beats several slow ones, and reading five eighths is enough."""
+    rows, positions = whole_BTT.shape[:2]
+    half, quarter = positions // 2, positions // 4
+    quarters = whole_BTT.view(rows, 4, quarter, 4, quarter)
+    pairs = whole_BTT.view(rows, 2, 2, quarter, 2, 2, quarter)[:, :, 0, :, :, 1]
+    return Gram(
+        (quarters.diagonal(dim1=1, dim2=3).movedim(-1, 1),),
+        (pairs.diagonal(dim1=1, dim2=3).movedim(-1, 1), whole_BTT[:, None, :half, half:]),
+    )
 
 
 def gram_dot(first: Gram, second: Gram) -> Tensor:
@@ -128,7 +144,7 @@ def lookup_squared_norms(
 ) -> Float[Tensor, B]:
     """Squared length of each row's gradient of an embedding table: rows of equal ids add up."""
     same = ids_BT[:, :, None] == ids_BT[:, None, :]
-    return ((b_BTD @ b_BTD.mT) * same).sum((-1, -2))
+    return (products.times_rows(b_BTD, b_BTD) * same).sum((-1, -2))
 
 
 def tied_cross_terms(
@@ -142,7 +158,7 @@ def tied_cross_terms(
     <sum_s e_{x_s} g_s^T, sum_t b_t a_t^T> = sum_{s,t} b_t[x_s] (a_t . g_s).
     """
     picked_BTS = head_b_BTV.gather(2, ids_BS[:, None, :].expand(-1, head_b_BTV.shape[1], -1))
-    return (picked_BTS * (head_a_BTD @ lookup_b_BSD.mT)).sum((-1, -2))
+    return (picked_BTS * products.times_rows(head_a_BTD, lookup_b_BSD)).sum((-1, -2))
 
 
 def token_dots(
@@ -155,9 +171,9 @@ def token_dots(
 ) -> Float[Tensor, "B T U"]:
     """<b_t a_t^T, V> = b_t^T V a_t for every position, per unit; one matrix product."""
     if side == "out" or (side == "" and b_BTQ.shape[-1] < a_BTP.shape[-1]):
-        terms = (a_BTP @ v_QP.mT).mul_(b_BTQ)
+        terms = products.times(a_BTP, v_QP).mul_(b_BTQ)
     else:
-        terms = (b_BTQ @ v_QP).mul_(a_BTP)
+        terms = products.times(b_BTQ, v_QP.mT).mul_(a_BTP)
     if side == "":
         return terms.sum(-1, keepdim=True)
     return terms.view(*terms.shape[:2], n_units, -1).sum(-1)
