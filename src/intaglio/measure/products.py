@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 NARROW = 16  # columns of a result
-ROW_FROM = 5_000_000  # multiplications from which a row's product is worth a call of its own
+ROW_FROM = 20_000_000  # multiplications from which a row's product is worth a call of its own
 
 
 def times(x_XP: Float[Tensor, "*X P"], w_QP: Float[Tensor, "Q P"]) -> Float[Tensor, "*X Q"]:
