@@ -68,7 +68,8 @@ def test_slices_and_transposes_are_read_as_they_stand(kernel: str, request: pyte
 
 
 @fast_here
-def test_large_rows_go_one_by_one_and_small_ones_together(calls: list) -> None:
+def test_large_rows_go_one_by_one_and_small_ones_together(calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "ROW_FROM", 120 * 120 * 400)
     large, small = torch.randn(3, 120, 400), torch.randn(3, 12, 400)
     assert products.pays(large, large) and not products.pays(small, small) and not products.pays(small, large)
     assert close(products.times_rows(large, large), large.double() @ large.double().mT)
@@ -117,10 +118,12 @@ def test_a_kernel_that_multiplies_wrongly_is_not_used(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("positions", [128, 132, 130, 100, 260])
-def test_grams_of_both_ways_meet(positions: int) -> None:
+def test_grams_of_both_ways_meet(positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One side wide enough for the fast product and one not, as in a layer with narrow heads."""
+    monkeypatch.setattr(products, "ROW_FROM", positions * positions * 700)
     torch.manual_seed(1)
     wide, narrow = torch.randn(2, positions, 700), torch.randn(2, positions, 20)
+    assert products.pays(wide, wide) == products._has_kernel() and not products.pays(narrow, narrow)
     wide_gram, narrow_gram = writes.gram(wide), writes.gram(narrow)
     whole = wide.double() @ wide.double().mT
     truth = (whole * (narrow.double() @ narrow.double().mT)).sum((-1, -2))
