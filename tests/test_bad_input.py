@@ -284,9 +284,9 @@ def test_a_disk_that_fills(command, where, tiny, data, refused, intaglio, tmp_pa
 
             patch.setattr(checkpoint, "save_file", full)
         else:
-            from intaglio.commands import prepare
+            from intaglio import files
 
-            patch.setattr(prepare, "json", SimpleNamespace(dumps=no_space))  # there alone: reading uses it, too
+            patch.setattr(files, "json", SimpleNamespace(dumps=no_space))  # there alone: reading uses it, too
         said = refused(*words)
     assert "No space left" in said
     assert not (tmp_path / "run").exists(), "it looks whole"

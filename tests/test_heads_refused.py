@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 
 import numpy as np
@@ -18,8 +17,7 @@ from conftest import byte_tokenizer, save_subject
 from intaglio.analyse.heads.choices import choice_of
 from intaglio.commands.options import check_files
 from intaglio.commands.replay import cell
-from intaglio.commands.report import write_page
-from intaglio.errors import InputError, StoreError, SubjectError
+from intaglio.errors import InputError, SubjectError
 from intaglio.measure.heads import circuits
 from intaglio.model import attention
 from intaglio.model.proof import prove
@@ -62,28 +60,6 @@ def test_checking_leaves_nothing_and_touches_nothing(tmp_path):
     old.write_text("old")
     check_files(old, tmp_path / "new.json")
     assert [p.name for p in tmp_path.iterdir()] == ["old.html"] and old.read_text() == "old"
-
-
-def test_a_pipe_stays_a_pipe_and_a_link_a_link(tmp_path):
-    pipe, link = tmp_path / "pipe", tmp_path / "link.html"
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    write_page(pipe, "page")
-    assert os.read(reader, 10) == b"page" and pipe.is_fifo()
-    os.close(reader)
-    link.symlink_to(tmp_path / "page.html")
-    write_page(link, "page")
-    assert link.is_symlink() and (tmp_path / "page.html").read_text() == "page"
-
-
-def test_a_disk_that_is_full_leaves_the_page_that_was_there(tmp_path, monkeypatch):
-    old = tmp_path / "old.html"
-    old.write_text("old")
-    with pytest.raises(StoreError, match="cannot write"):
-        monkeypatch.setattr("pathlib.Path.write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
-        write_page(old, "new")
-    monkeypatch.undo()
-    assert old.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["old.html"]
 
 
 # --- arguments -----------------------------------------------------------------------------------

@@ -215,8 +215,8 @@ def test_a_run_that_is_finished_meanwhile_gets_its_page_at_its_final_place(tmp_p
     write_run(tmp_path / "run", World(killed=True))
     going = open_run(tmp_path / "run")
     assert going.folder.name == "run.partial"
-    plain = module.write_page
-    monkeypatch.setattr(module, "write_page", lambda path, page: (
+    plain = module.write_text
+    monkeypatch.setattr(module, "write_text", lambda path, page: (
         going.folder.exists() and going.folder.rename(going.final), plain(path, page)))  # fmt: skip
     _, path = module.write_report(going)
     assert path == tmp_path / "run" / "report.html" and path.exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intaglio.errors import InputError
+from intaglio.files import write_text
 from intaglio.tables import ATLAS_TABLES
 from intaglio.tables.arrow import as_arrow
 
@@ -73,12 +74,16 @@ class AtlasData:
         return self.rows_of("heads")
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """All of it as JSON; also written to `path` if one is given."""
+        """All of it as JSON; also written to `path` if one is given.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
         beside = [{**side.about, "tables": side.rows} for side in self.beside]
         whole = {"schema": SCHEMA, **self.about, "tables": self.rows, "beside": beside}
         text = json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False)
         if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            write_text(Path(path), text + "\n")
         return text
 
 

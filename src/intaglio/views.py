@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 from intaglio.address import parse_head
 from intaglio.atlas import AtlasData, read_atlas
 from intaglio.errors import InputError
+from intaglio.files import write_text
 from intaglio.tables import ATLAS_TABLES
 from intaglio.trace import TraceData
 
@@ -194,6 +195,7 @@ class Trace(TraceData):
 
         Raises:
             InputError: there is no catalogue for `lang`.
+            StoreError: it cannot be written.
         """
         from intaglio.analyse.choice import find
         from intaglio.analyse.choice.answer import answer
@@ -201,7 +203,7 @@ class Trace(TraceData):
 
         page = render_choice(self, answer(self), {name: find(name, self) for name in self.lenses}, lang=lang)
         if path is not None:
-            Path(path).write_text(page, encoding="utf-8")
+            write_text(Path(path), page)
         return page
 
 
@@ -277,12 +279,13 @@ class Atlas(AtlasData):
 
         Raises:
             InputError: there is no catalogue for `lang`.
+            StoreError: it cannot be written.
         """
         from intaglio.report.heads import render_heads
 
         page = render_heads(self, lang=lang)
         if path is not None:
-            Path(path).write_text(page, encoding="utf-8")
+            write_text(Path(path), page)
         return page
 
     def _repr_html_(self) -> str:

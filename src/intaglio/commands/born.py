@@ -84,14 +84,13 @@ def one_thread() -> Iterator[None]:
 def write_page(out: Path, console: Any, *, lang: str) -> Path:
     """The page of the run's heads with their history and teachers, and a few lines of it; the page's path."""
     from intaglio.commands.progress import bars
-    from intaglio.commands.report import write_page as write_whole
     from intaglio.history import history_of
 
     with bars(console) as tell:
         atlas = history_of(out, progress=tell, tokens=True)
     page = out / "heads.html"
-    write_whole(page, atlas.to_html(lang=lang))
-    write_whole(out / "heads.json", atlas.to_json() + "\n")
+    atlas.to_html(page, lang=lang)
+    atlas.to_json(out / "heads.json")
     _say(atlas, out, console)
     return page
 
@@ -126,7 +125,7 @@ def draw_lots(out: Path, seeds: range, steps: int | None, console: Any) -> None:
 
     from intaglio.analyse.heads.lottery import lottery
     from intaglio.commands.progress import bars
-    from intaglio.commands.report import write_page as write_whole
+    from intaglio.files import write_text
     from intaglio.retrain import side_by_side
 
     with bars(console) as tell:
@@ -149,7 +148,7 @@ def draw_lots(out: Path, seeds: range, steps: int | None, console: Any) -> None:
     for what, words in said.items():
         console.print(f"  {what}: {words}", highlight=False)
     text = json.dumps({"seeds": list(seeds), "rows": rows, "lottery": lots, "said": said}, ensure_ascii=False, indent=1)
-    write_whole(out / "lottery.json", text + "\n")
+    write_text(out / "lottery.json", text + "\n")
 
 
 def _step(step: int | None) -> str:

@@ -30,7 +30,7 @@ def compare(run_a: Path, run_b: Path, *, out: Path = Path("compare.html"), lang:
     """
     from intaglio.analyse import add_texts, analyse_run
     from intaglio.analyse import compare as compare_findings
-    from intaglio.commands.report import write_page
+    from intaglio.files import write_text
     from intaglio.report import render_compare
     from intaglio.store.run import open_run
 
@@ -39,5 +39,5 @@ def compare(run_a: Path, run_b: Path, *, out: Path = Path("compare.html"), lang:
     found = compare_findings(a, b)
     shown = [example for examples in found["different"].values() for example in examples]
     a, b = (add_texts(findings, run, shown) for findings, run in zip((a, b), runs))
-    write_page(out, render_compare(a, b, found, lang=lang))
+    write_text(out, render_compare(a, b, found, lang=lang))
     print(out)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intaglio.commands.options import Lang, Several, check_files, explained, text_of
-from intaglio.commands.report import write_page
 from intaglio.errors import InputError
 
 if TYPE_CHECKING:
@@ -102,9 +101,9 @@ def heads(
     if traces:
         atlas.about["choices"] = [_choice(path, trace, out, atlas.about) for path, trace in traces]
     print_atlas(atlas, console)
-    for path, text in ((out, lambda: atlas.to_html(lang=lang)), (json, lambda: atlas.to_json() + "\n")):
+    for path, write in ((out, lambda p: atlas.to_html(p, lang=lang)), (json, atlas.to_json)):
         if path is not None:
-            write_page(path, text())
+            write(path)
             console.print(f"  written: {path}", highlight=False, markup=False, soft_wrap=True)
 
 

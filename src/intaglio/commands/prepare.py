@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intaglio.errors import DataError, InputError
+from intaglio.files import write_lines
 
 if TYPE_CHECKING:
     from intaglio.data.encode import Encoded
@@ -212,11 +212,4 @@ def sources_of(data: Sequence[Encoded]) -> dict[str, Any]:
 
 def write_originals(folder: Path, originals: Iterable[dict[str, Any]]) -> None:
     """The data set's own rows beside the run's tables, for `intaglio rows`."""
-    from intaglio.errors import StoreError
-
-    try:
-        with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-            for original in originals:
-                file.write(json.dumps(original, ensure_ascii=False, default=str) + "\n")
-    except OSError as error:
-        raise StoreError(f"cannot write {folder / 'rows.jsonl'}: {error.strerror or error}") from None
+    write_lines(folder / "rows.jsonl", originals)

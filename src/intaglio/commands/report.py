@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from intaglio.errors import StoreError
+from intaglio.files import write_text
 
 if TYPE_CHECKING:
     from intaglio.findings import Findings
@@ -54,30 +53,10 @@ def write_report(run: Run, *, out: Path | None = None, lang: str = "en") -> tupl
     page = render(findings, lang=lang)
     path = out or run.folder / "report.html"
     try:
-        write_page(path, page)
+        write_text(path, page)
     except StoreError:
         if out is not None or run.folder.exists() or not run.final.is_dir():
             raise
         path = run.final / "report.html"  # the run was finished, and renamed, meanwhile
-        write_page(path, page)
+        write_text(path, page)
     return findings, path
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write a page whole or not at all; what is no plain file (a pipe, /dev/null) is written to and stays what it is.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    path = Path(os.path.realpath(path))  # a link goes on pointing where it did
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        if path.exists() and not path.is_file():
-            path.write_text(page, encoding="utf-8")
-            return
-        aside.write_text(page, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from None

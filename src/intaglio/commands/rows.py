@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from intaglio.analyse import analyse_run, rank_examples
 from intaglio.analyse.worst import WorstExample
 from intaglio.errors import DataError, InputError, StoreError
+from intaglio.files import write_lines
 from intaglio.store.run import Run, open_run
 
 
@@ -100,15 +101,3 @@ def _check_target(path: Path | None, run: Run) -> None:
         raise InputError("a run is never written into", got=str(path), expected="a file outside the run's folder")
     if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError("cannot write the file", got=str(path), expected="a file in an existing, writable folder")
-
-
-def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines aside and rename, so that the file is whole or absent."""
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from None

@@ -74,7 +74,7 @@ def taught(
     from intaglio.address import parse_head
     from intaglio.analyse.heads.teachers import groups_of, share_of_top, teachers_of
     from intaglio.atlas import ROLES
-    from intaglio.commands.report import write_page
+    from intaglio.files import write_text
     from intaglio.store.run import open_run
 
     if top < 1 or draws < 1:
@@ -107,7 +107,7 @@ def taught(
 
         found["leave_out"] = leave_out_best(opened, address, teachers, share, draws, seed, console)
     if json is not None:
-        write_page(json, as_json.dumps(found, ensure_ascii=True, indent=1) + "\n")
+        write_text(json, as_json.dumps(found, ensure_ascii=True, indent=1) + "\n")
         console.print(f"  written: {json}", highlight=False, markup=False, soft_wrap=True)
 
 

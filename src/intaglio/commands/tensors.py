@@ -128,9 +128,9 @@ def write_json(path: Path | None, found: dict[str, Any], console: Console) -> No
         return
     import json
 
-    from intaglio.commands.report import write_page
+    from intaglio.files import write_text
 
-    write_page(path, json.dumps(found, ensure_ascii=True, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(found, ensure_ascii=True, indent=1, allow_nan=False) + "\n")
     console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -23,8 +23,8 @@ def show_diff(
     """Measure the difference, print it in short, write what was asked for."""
     from intaglio.analyse.tensors.diff import find, levels
     from intaglio.commands.progress import bars
-    from intaglio.commands.report import write_page
     from intaglio.commands.tensors import open_named, write_json
+    from intaglio.files import write_text
     from intaglio.measure.tensors.diff import SCHEMA, diff
     from intaglio.measure.tensors.pair import is_adapter
 
@@ -42,7 +42,7 @@ def show_diff(
     if out is not None:
         from intaglio.report.tensors import render_diff
 
-        write_page(out, render_diff(found.about, found.rows, said, levels, lang=lang))
+        write_text(out, render_diff(found.about, found.rows, said, levels, lang=lang))
         console.print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
     write_json(json, {"schema": SCHEMA, **found.about, "tables": found.rows}, console)
 

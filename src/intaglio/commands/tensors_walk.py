@@ -17,9 +17,9 @@ def show_walk(
 ) -> None:
     """Print the walk to a part, write what was asked for."""
     from intaglio.address import parse, parse_head
-    from intaglio.commands.report import write_page
     from intaglio.commands.tensors import write_json
     from intaglio.commands.tensors_diff import check_page
+    from intaglio.files import write_text
     from intaglio.model.slices import places_of
     from intaglio.model.walk import walk_of
 
@@ -33,7 +33,7 @@ def show_walk(
         from intaglio.report.tensors import render_walk
 
         name = Path(spec).expanduser().resolve().name if Path(spec).expanduser().exists() else spec
-        write_page(out, render_walk(walk, places, name, lang=lang))
+        write_text(out, render_walk(walk, places, name, lang=lang))
         console.print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
     write_json(json, {"subject": spec, "walk": walk, "places": places}, console)
 

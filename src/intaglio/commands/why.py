@@ -160,7 +160,7 @@ def _with_bars(subject: Any, given: dict[str, Any], console: Any) -> Trace:
 def _over_set(subject: str, path: Path, given: dict[str, Any], json: Path | None, console: Any) -> None:
     """Votes and effects over a file of prompts."""
     from intaglio.analyse.choice.sets import over_set
-    from intaglio.commands.report import write_page
+    from intaglio.files import write_text
     from intaglio.model.subject import load_subject
 
     rows = _read_prompts(path)
@@ -177,7 +177,7 @@ def _over_set(subject: str, path: Path, given: dict[str, Any], json: Path | None
     console.print(_set_table(found, len(rows)))
     if json is not None:
         text = json_module.dumps({"subject": loaded.name, "prompts": rows, "parts": found}, ensure_ascii=False, indent=1)
-        write_page(json, text + "\n")
+        write_text(json, text + "\n")
         console.print(f"  written: {json}", highlight=False, soft_wrap=True)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from intaglio.address import Address, parse_head
 from intaglio.errors import InputError, StoreError, SubjectError
+from intaglio.files import write_whole
 from intaglio.model.header import Entry, Piece, product, read_header, write_safetensors
 from intaglio.model.parts import Parts
 from intaglio.model.slices import byte_runs, places_of
@@ -57,6 +58,7 @@ def cut_head(checkpoint: Checkpoint, address: Address, out: Path) -> list[dict[s
     Raises:
         InputError: no such head, or `out` exists.
         SubjectError: the head's numbers share bytes with another's.
+        StoreError: `out` cannot be written.
     """
     check_new(out)
     if out.suffix != ".safetensors":
@@ -70,14 +72,7 @@ def cut_head(checkpoint: Checkpoint, address: Address, out: Path) -> list[dict[s
         "shared_with": json.dumps(places_shared(places)), "orientation": _orientation(parts, address),
         **{name: str(value) for name, value in facts(parts, address).items()},
     }  # fmt: skip
-    aside = _aside(out)
-    try:
-        write_safetensors(aside, pieces, said)
-        os.replace(aside, out)
-    except OSError as error:
-        raise StoreError(f"cannot write {out}: {error.strerror or error}") from None
-    finally:
-        aside.unlink(missing_ok=True)
+    write_whole(out, lambda place: write_safetensors(place, pieces, said))
     return places
 
 

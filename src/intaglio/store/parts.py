@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from intaglio.errors import StoreError
+from intaglio.files import write_whole
 
 WHOLE = "all.parquet"  # a table in one file; where it stands, parts beside it are left over and count no more
 _PART = re.compile(r"^part-(\d+)-(\d+)(?:-(\d+))?\.parquet$")  # step, rank, and which flush of that step
@@ -36,22 +35,7 @@ def next_part(folder: Path, step: int, rank: int) -> Path:
 
 def write_table(path: Path, data: pa.Table) -> None:
     """Write a parquet file, whole or not at all."""
-    write_atomic(path, lambda p: pq.write_table(data, p, compression="zstd"))
-
-
-def write_atomic(path: Path, write: Any) -> None:
-    """Write a file aside and rename it.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        write(aside)
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path.name} in {path.parent}: {error.strerror or error}") from None
+    write_whole(path, lambda p: pq.write_table(data, p, compression="zstd"))
 
 
 def check_whole(files: Iterable[Path]) -> None:

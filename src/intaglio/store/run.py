@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from intaglio.errors import StoreError
-from intaglio.store.parts import WHOLE, check_whole, next_part, numbers_of, parts_of, write_atomic, write_table
+from intaglio.files import write_text
+from intaglio.store.parts import WHOLE, check_whole, next_part, numbers_of, parts_of, write_table
 from intaglio.tables import SCHEMA_VERSION, TABLES
 
 _TYPES = {
@@ -91,7 +92,7 @@ class RunWriter:
         if self.rank:
             return
         text = json.dumps(self.manifest, indent=1, ensure_ascii=False, sort_keys=True)
-        write_atomic(self.folder / "manifest.json", lambda p: p.write_text(text, encoding="utf-8"))
+        write_text(self.folder / "manifest.json", text)
 
     def append(self, table: str, columns: Mapping[str, Any]) -> None:
         """Buffer rows, given as columns of equal length (lists or numpy arrays).

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from intaglio.errors import InputError
+from intaglio.files import write_whole
 from intaglio.model.anatomy import Anatomy
 from intaglio.model.modes import evaluating
 from intaglio.model.proof import raw_logits, shaped
@@ -213,15 +214,17 @@ def fingerprint(anatomy: Anatomy) -> str:
 
 
 def save_lens(lens: TunedLens, anatomy: Anatomy, path: Path) -> None:
-    """Write the maps and what is known of them as safetensors; whole or not at all."""
-    from safetensors.torch import save
+    """Write the maps and what is known of them as safetensors; whole or not at all.
 
-    from intaglio.store.parts import write_atomic
+    Raises:
+        StoreError: it cannot be written.
+    """
+    from safetensors.torch import save
 
     about = {"logit_kl_nats": lens.logit_kl_nats, "tuned_kl_nats": lens.tuned_kl_nats, "tokens": lens.tokens, "steps": lens.steps}
     metadata = {"format": FORMAT, "model": fingerprint(anatomy), "about": json.dumps(about)}
     tensors = {"weight": lens.weight_LDD.cpu(), "bias": lens.bias_LD.cpu()}
-    write_atomic(path, lambda aside: aside.write_bytes(save(tensors, metadata)))
+    write_whole(path, lambda aside: aside.write_bytes(save(tensors, metadata)))
 
 
 def load_lens(path: Path, anatomy: Anatomy) -> TunedLens:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from intaglio.data.pieces import Pieces, open_pieces
+from intaglio.files import write_text
 from intaglio.measure.tensors.directions import directions
 from intaglio.measure.tensors.movement import Heads, Moved, Progress, Sums, heads_of, movement, shape_of
 from intaglio.measure.tensors.norms import in_threads
@@ -44,10 +45,14 @@ class Difference:
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """All of it as JSON; also written to `path` if one is given."""
+        """All of it as JSON; also written to `path` if one is given.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
         text = json.dumps({"schema": SCHEMA, **self.about, "tables": self.rows}, ensure_ascii=False, indent=1, allow_nan=False)
         if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            write_text(Path(path), text + "\n")
         return text
 
 
