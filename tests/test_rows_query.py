@@ -93,7 +93,7 @@ def test_rows_refuses_in_one_line(run, tmp_path, capsys):
     assert "no such run" in fails(capsys, "rows", tmp_path / "none", "--out", out)
     assert "never written into" in fails(capsys, "rows", run, "--out", open_run(run).folder / "w.jsonl")
     assert "same file" in fails(capsys, "rows", run, "--out", out, "--drop", out)
-    assert "existing, writable" in fails(capsys, "rows", run, "--out", tmp_path / "no" / "w.jsonl")
+    assert "no such folder" in fails(capsys, "rows", run, "--out", tmp_path / "no" / "w.jsonl")
     assert not out.exists()
 
 

@@ -260,7 +260,7 @@ def test_an_index_that_lies(harm, words, sharded, refused, tmp_path):
     ("--address 1.2 --head 1.2 --out n.safetensors", "exclude"),
     ("--out x.safetensors", "belongs to"), ("--into 1.2", "belongs to"),
     ("--without-shared", "belongs to"), ("--address 1.2 --spectra", "belongs to"),
-    ("--json no/x.json", "exists"), ("--json .", "file"),
+    ("--json no/x.json", "no such folder"), ("--json .", "file"),
 ])  # fmt: skip
 def test_a_question_that_makes_no_sense(words, said, model, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Files that are asked for: whole under their name, or not there.
+"""Files that are asked for: refused before the work where they cannot be written, else whole under their name, or not there.
 
 The one place where a file gets its name. Pure: whoever writes, at whatever stage, may use it.
 """
@@ -6,13 +6,41 @@ The one place where a file gets its name. Pure: whoever writes, at whatever stag
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from intaglio.errors import StoreError
+from intaglio.errors import InputError, StoreError
+
+LONGEST_NAME = 240  # bytes, with room for the name that a file has until it is whole
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work; nothing is left and what stands there is not touched.
+
+    An empty file beside it tells more than permissions do. Pipes and devices are taken as they are.
+
+    Raises:
+        InputError: no such folder, a folder in the file's place, no room for its name, or nothing can be written there.
+    """
+    if os.path.isdir(path):
+        raise InputError("a file is to be written, and this is a folder", got=str(path))
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise InputError("no such folder to write into", got=str(path))
+    if _is_device(path):
+        return
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."[:100]):
+            pass
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    except OSError as error:
+        raise InputError(f"cannot write: {error.strerror or error}", got=str(path)) from None
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -29,8 +57,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     real = Path(os.path.realpath(path))
     aside = real.with_name(f".{real.name}.tmp")
     try:
-        if real.exists() and not (real.is_file() or real.is_dir()):
-            write(real)
+        if _is_device(path):
+            write(path)
             return
         write(aside)
         os.replace(aside, real)
@@ -39,6 +67,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def _is_device(path: Path) -> bool:
+    """Neither file nor folder; asked of the path as it was given, for /dev/stdout leads to a pipe that has no name."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def write_text(path: Path, text: str) -> None:

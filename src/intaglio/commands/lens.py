@@ -7,6 +7,7 @@ from pathlib import Path
 
 from intaglio.commands.options import explained, text_of
 from intaglio.errors import InputError
+from intaglio.files import check_file
 
 
 @explained
@@ -64,8 +65,7 @@ def train(
 def _check(out: Path, tokens: int, steps: int, force: bool) -> None:
     if out.suffix != ".safetensors":
         raise InputError("--out names a .safetensors file", got=str(out))
-    if not out.absolute().parent.is_dir():
-        raise InputError("no such folder to write into", got=str(out))
+    check_file(out)
     if out.exists() and not force:
         raise InputError("--out exists", got=str(out), expected="a new file, or --force")
     if tokens < 1:

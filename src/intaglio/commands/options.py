@@ -5,11 +5,8 @@ Imported before any command runs, so nothing heavy is imported here.
 
 from __future__ import annotations
 
-import errno
 import inspect
-import os
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,13 +15,12 @@ from cyclopts import Parameter
 
 from intaglio.bounds import check_bounds
 from intaglio.errors import InputError, RecipeError
+from intaglio.files import check_file
 
 Several = Annotated[list[str] | None, Parameter(negative="", consume_multiple=False)]  # the option is repeated
 Probes = Several
 Level = Literal["norms", "full", "exact"]
 Lang = Literal["en", "ru"]
-
-LONGEST_NAME = 240  # bytes, with room for the name that a file has until it is whole
 
 HELP: dict[str, str] = {
     "subject": "smollm2 (built in), a Hugging Face id, a folder with safetensors, or a .gguf file.",
@@ -84,19 +80,6 @@ def text_of(path: Path, what: str) -> str:
         raise InputError(f"the {what} is not text in UTF-8", got=str(path)) from None
 
 
-def _check_writable(path: Path) -> None:
-    """An empty file beside it tells more than permissions do; it is gone at once. Pipes and devices are taken as they are."""
-    if path.exists() and not path.is_file():
-        return
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.resolve().parent, prefix=f".{path.name}."[:100]):
-            pass
-        if len(os.fsencode(path.name)) > LONGEST_NAME:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    except OSError as error:
-        raise InputError(f"cannot write: {error.strerror or error}", got=str(path)) from None
-
-
 def check_files(out: Path | None, json: Path | None) -> None:
     """Refuse files that cannot be written, before the work.
 
@@ -104,12 +87,7 @@ def check_files(out: Path | None, json: Path | None) -> None:
         InputError: no such folder, a folder in a file's place, or one file for two things.
     """
     for path in (out, json):
-        if path is None:
-            continue
-        if not path.absolute().parent.is_dir():
-            raise InputError("no such folder to write into", got=str(path))
-        if path.is_dir():
-            raise InputError("a file is to be written, and this is a folder", got=str(path))
-        _check_writable(path)
+        if path is not None:
+            check_file(path)
     if out is not None and json is not None and out.resolve() == json.resolve():
         raise InputError("--out and --json name the same file", got=str(out), expected="two files")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from intaglio.errors import StoreError
-from intaglio.files import write_text
+from intaglio.files import check_file, write_text
 
 if TYPE_CHECKING:
     from intaglio.findings import Findings
@@ -36,7 +36,9 @@ def report(run: Path, *, out: Path | None = None, lang: Literal["en", "ru"] = "e
     """
     from intaglio.store.run import open_run
 
-    _, path = write_report(open_run(run), out=out, lang=lang)
+    opened = open_run(run)
+    check_file(out or opened.folder / "report.html")
+    _, path = write_report(opened, out=out, lang=lang)
     print(path)
     if open_browser:
         import webbrowser

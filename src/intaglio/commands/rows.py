@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from intaglio.analyse import analyse_run, rank_examples
 from intaglio.analyse.worst import WorstExample
 from intaglio.errors import DataError, InputError, StoreError
-from intaglio.files import write_lines
+from intaglio.files import check_file, write_lines
 from intaglio.store.run import Run, open_run
 
 
@@ -99,5 +98,4 @@ def _check_target(path: Path | None, run: Run) -> None:
     parent = path.absolute().parent
     if run.folder.resolve() in (parent.resolve(), *parent.resolve().parents):
         raise InputError("a run is never written into", got=str(path), expected="a file outside the run's folder")
-    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError("cannot write the file", got=str(path), expected="a file in an existing, writable folder")
+    check_file(path)

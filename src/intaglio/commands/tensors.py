@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intaglio.commands.options import Lang, explained
+from intaglio.commands.options import Lang, check_files, explained
 from intaglio.errors import InputError
 
 if TYPE_CHECKING:
@@ -143,10 +143,13 @@ def _check_options(mode: str | None, **given: Any) -> None:
         if given[name] and mode not in modes:
             wanted = " or ".join(m for m in modes if m)
             raise InputError(f"--{name.replace('_', '-')} belongs to {wanted or 'the whole listing'}")
-    if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
-        raise InputError("--json names a file in a folder that exists", got=str(json))
-    if json is not None and out is not None and json.absolute() == out.absolute():
-        raise InputError("--out and --json name the same file", got=str(out), expected="two files")
+    if mode in ("--diff", "--walk") and out is not None and out.suffix != ".html":
+        raise InputError("--out names a page", got=str(out), expected="such as moved.html")
+    if mode in ("--head", "--graft"):
+        from intaglio.model.surgery import check_new
+
+        check_new(out)
+    check_files(out, json)
 
 
 def _print_places(checkpoint: Checkpoint, text: str, json: Path | None, console: Console) -> None:

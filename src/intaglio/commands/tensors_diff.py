@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intaglio.errors import InputError
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -28,7 +26,6 @@ def show_diff(
     from intaglio.measure.tensors.diff import SCHEMA, diff
     from intaglio.measure.tensors.pair import is_adapter
 
-    check_page(out)
     name, checkpoint = base
     path = Path(other).expanduser()
     second = path if is_adapter(path) else open_named(other)
@@ -45,16 +42,6 @@ def show_diff(
         write_text(out, render_diff(found.about, found.rows, said, levels, lang=lang))
         console.print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
     write_json(json, {"schema": SCHEMA, **found.about, "tables": found.rows}, console)
-
-
-def check_page(out: Path | None) -> None:
-    """Refuse a page that cannot be written, before anything is measured.
-
-    Raises:
-        InputError: not an .html file, or its folder is not there.
-    """
-    if out is not None and (out.suffix != ".html" or out.is_dir() or not out.absolute().parent.is_dir()):
-        raise InputError("--out names a page in a folder that exists", got=str(out), expected="such as moved.html")
 
 
 def _called(spec: str) -> str:

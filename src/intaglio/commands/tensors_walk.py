@@ -18,12 +18,10 @@ def show_walk(
     """Print the walk to a part, write what was asked for."""
     from intaglio.address import parse, parse_head
     from intaglio.commands.tensors import write_json
-    from intaglio.commands.tensors_diff import check_page
     from intaglio.files import write_text
     from intaglio.model.slices import places_of
     from intaglio.model.walk import walk_of
 
-    check_page(out)
     spec, checkpoint = subject
     address = str(parse_head(text) if text[:1].isdigit() else parse(text))
     walk = asdict(walk_of(checkpoint, address))

@@ -18,7 +18,7 @@ import numpy as np
 
 from intaglio.address import Address, parse_head
 from intaglio.errors import InputError, StoreError, SubjectError
-from intaglio.files import write_whole
+from intaglio.files import check_file, write_whole
 from intaglio.model.header import Entry, Piece, product, read_header, write_safetensors
 from intaglio.model.parts import Parts
 from intaglio.model.slices import byte_runs, places_of
@@ -149,8 +149,7 @@ def check_new(out: Path) -> None:
     """Refuse a place where something stands already, or that cannot be written into."""
     if out.exists() or out.is_symlink():
         raise InputError("--out exists", got=str(out), expected="a new name")
-    if not out.absolute().parent.is_dir():
-        raise InputError("no such folder to write into", got=str(out))
+    check_file(out)
 
 
 def _key(row: dict[str, Any]) -> str:
