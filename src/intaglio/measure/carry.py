@@ -83,7 +83,7 @@ class GroupCarry:
         """Carry of every group in this step (parameter length), then the step's gradients join the buffers."""
         names = sorted(set(groups) | set(self.buffers))
         carried = {name: self._carried(name, books) for name in names}
-        membership = torch.zeros(len(names), len(groups))
+        membership = torch.zeros(len(names), len(groups), dtype=torch.float32)
         for i, group in enumerate(groups):
             membership[names.index(group), i] = 1.0
         by_param = {id(p): g for g in optimizer.param_groups for p in g["params"]}

@@ -153,8 +153,8 @@ class Collector:
         self.records[id(caught)] = Record(
             caught,
             torch.zeros(n, len(self.layout.addresses), dtype=torch.float64, device=device),
-            torch.zeros(caught.ids_BT.shape, device=device),
-            torch.zeros(n, self.projections.width, device=device),
+            torch.zeros(caught.ids_BT.shape, dtype=torch.float32, device=device),
+            torch.zeros(n, self.projections.width, dtype=torch.float32, device=device),
             extra2_N=torch.zeros(n, dtype=torch.float64, device=device),
             target_BT=None if caught.labels_BT is None else caught.target_BT(),
         )
@@ -189,7 +189,8 @@ class Collector:
             target = torch.full_like(target, -1)
             target[:, offset:] = visible
         record.target_BT = target
-        found = {n: torch.full(target.shape, math.nan, device=target.device) for n in _STATISTICS}
+        unknown = torch.full(target.shape, math.nan, dtype=torch.float32, device=target.device)
+        found = {n: unknown.clone() for n in _STATISTICS}
         for row in range(target.shape[0]):
             where = (visible[row] >= 0).nonzero()[:, 0]
             if len(where) == 0:

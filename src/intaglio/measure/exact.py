@@ -40,7 +40,9 @@ def slabs(weight: Weight, records: list[Record], n_total: int) -> Iterator[tuple
     factors = list(_factors_of(weight, records))
     for start in range(0, shape[0], step):
         rows = slice(start, min(start + step, shape[0]))
-        g_NRC = torch.zeros(n_total, rows.stop - rows.start, shape[1], device=weight.param.device)
+        g_NRC = torch.zeros(
+            n_total, rows.stop - rows.start, shape[1], dtype=torch.float32, device=weight.param.device
+        )
         for base, record, factor, mine in factors:
             _add_block_gradients(g_NRC, rows, base, record, factor, mine)
         yield rows, g_NRC
@@ -146,7 +148,7 @@ def _lora_blocks(site: Site, records: list[Record]) -> Iterator[tuple[int, Tenso
 def _lora_products(site: Site, records: list[Record], n: int) -> Tensor:
     """Inner products of the examples' gradients at the frozen matrix."""
     up, down = site.lora_b.param, site.weight.param
-    g_NQP = torch.zeros(n, up.shape[0], down.shape[1], device=up.device)
+    g_NQP = torch.zeros(n, up.shape[0], down.shape[1], dtype=torch.float32, device=up.device)
     for slot, x, _, b in _lora_blocks(site, records):
         g_NQP[slot] = b.mT @ x
     flat = g_NQP.flatten(1)

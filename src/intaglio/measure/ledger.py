@@ -139,6 +139,7 @@ class Ledger:
                 raise UnmeasurableError("nothing that the optimizer moves can be measured", expected="linear layers")
             token_places = [self._place(text) for text in token_parts]
             device = next(self.model.parameters()).device
+            self._device_type = device.type
             self.probes = as_probes(probes, device)
             groups = 2 + len({s.group for s in (sources or {}).values()}) if group_momentum else 0  # decay, and earlier
             self.budget = Budget.parse(
@@ -273,8 +274,8 @@ class Ledger:
             self.notices.headless(self.layout, self.layout.give_up(self.layout.head, reason), reason)
 
     def _guard(self, function: Any) -> None:
-        try:
-            with torch.no_grad():
+        try:  # a loop may stand in autocast as a whole, and its optimizer's step with it
+            with torch.no_grad(), torch.autocast(self._device_type, enabled=False):
                 function()
         except Exception as error:
             self._fault(error)

@@ -280,7 +280,7 @@ class _Thinned:
     """At most so many of the rows that come in pieces, evenly spread; the others are not held."""
 
     def __init__(self, total: int, most: int) -> None:
-        self._wanted = torch.linspace(0, total - 1, most).long() if total > most else torch.arange(total)
+        self._wanted = torch.linspace(0, total - 1, most, dtype=torch.float32).long() if total > most else torch.arange(total)
         self._seen, self._pieces = 0, []
 
     def add(self, rows: Tensor) -> None:

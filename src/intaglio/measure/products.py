@@ -51,7 +51,7 @@ def _has_kernel() -> bool:
     """Whether this PyTorch has oneDNN's product for this processor; the operator is PyTorch's own and may go."""
     if not torch.backends.mkldnn.is_available() or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return False
-    one = torch.ones(2, 2)
+    one = torch.ones(2, 2, dtype=torch.float32, device="cpu")
     try:
         return torch.equal(_linear(one, one), one * 2)
     except (AttributeError, RuntimeError):

@@ -195,7 +195,7 @@ def logit_statistics(
         surprise (nats), entropy (nats), omega (loss per nat), reach (|p - onehot|), misfit (0..1).
     """
     rows = max(1, min(chunk // logits_NV.shape[1], len(logits_NV)))
-    buffers = torch.empty(2, rows, logits_NV.shape[1], device=logits_NV.device)
+    buffers = torch.empty(2, rows, logits_NV.shape[1], dtype=torch.float32, device=logits_NV.device)
     pieces = [
         _logit_statistics(z.float(), g.float(), y, buffers[:, : len(y)])
         for z, g, y in zip(logits_NV.split(rows), grad_NV.split(rows), target_N.split(rows))

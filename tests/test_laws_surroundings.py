@@ -1,0 +1,76 @@
+"""What stands around a loop changes nothing that is measured: autocast, another default type of numbers."""
+
+import contextlib
+
+import pytest
+import torch
+from torch.optim import AdamW
+
+from intaglio.measure.ledger import Ledger
+from intaglio.store.run import Run, open_run
+from tiny import batch, build, texts
+
+TABLES = ("steps", "visits", "parts", "visit_parts", "tokens", "credits", "probes", "drift", "sketches")
+AUTOCAST = torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def adapted(family: str):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(build(family), LoraConfig(r=4, target_modules="all-linear", fan_in_fan_out=family == "gpt2"))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.add_(0.1)
+    return model
+
+
+def rows(run: Run, table: str) -> list[dict]:
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in run.table(table).to_pylist()]
+
+
+def measured(model, out, *, whole: bool, **options) -> Run:
+    """A loop whose steps stand under autocast as a whole, or with their forward alone."""
+    around, inside = AUTOCAST, contextlib.nullcontext()
+    if not whole:
+        around, inside = inside, around
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    with Ledger(model, optimizer, out=out, quiet=True, strict=True,
+                probes={"target": batch(texts(seed=9))}, probe_every=1, **options):  # fmt: skip
+        for seed in range(3):
+            with around:
+                with inside:
+                    loss = model(**batch(texts(seed=seed))).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    return open_run(out)
+
+
+@pytest.mark.parametrize("level", ["full", "exact"])
+@pytest.mark.parametrize("made", [build, adapted], ids=["whole", "adapters"])
+@pytest.mark.parametrize("family", ["llama_gqa", "gpt2"])
+def test_a_step_under_autocast_as_a_whole_is_measured_in_full_precision(family, made, level, tmp_path):
+    """The optimizer's step, and with it the books and the probes, then stand in autocast, too."""
+    one, other = (measured(made(family), tmp_path / str(whole), whole=whole, level=level) for whole in (False, True))
+    for table in TABLES:
+        assert rows(one, table) == rows(other, table), table
+
+
+@pytest.fixture
+def default_of_16_bits():
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("level", ["norms", "full", "exact"])
+@pytest.mark.parametrize("made", [build, adapted], ids=["whole", "adapters"])
+def test_another_default_type_of_numbers_does_not_make_ours_coarse(made, level, tmp_path, request):
+    """Who loads a model in bfloat16 often sets the default and leaves it."""
+    one, other = made("llama_gqa"), made("llama_gqa")
+    plain = measured(one, tmp_path / "plain", whole=False, level=level)
+    request.getfixturevalue("default_of_16_bits")
+    run = measured(other, tmp_path / "run", whole=False, level=level)
+    for table in TABLES:
+        assert rows(run, table) == rows(plain, table), table
