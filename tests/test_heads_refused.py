@@ -7,6 +7,8 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -206,12 +208,24 @@ def test_texts_with_marks_of_their_own_are_only_text(intaglio, run, tmp_path, ca
 
 
 @pytest.mark.parametrize(("words", "said"), [
+    (("--window", "2:5"), "no such steps; got --window 2:5; expected within 0:4"), (("--window", "4:9"), "no such steps"),
     (("--window", "²:³"), "range of steps"), (("--window", "1" * 5000 + ":2"), "range of steps"),
     (("--window", "0:4", "--seed", "-5"), "seed"), (("--role", "juggler"), "no such role"),
     (("--window", "0:4", "--json", "/proc/t.json"), "/proc/t.json"), (("--window", "0:4", "--json", "/"), "folder"),
 ])  # fmt: skip
 def test_bad_settings_of_taught(refused, run, words, said):
     assert said in refused("taught", run, HEAD, "--no-tokens", *words)
+
+
+def test_a_window_of_a_replay_lies_within_what_was_replayed(intaglio, refused, run, tmp_path):
+    for part in run.rglob("*.parquet"):  # as a replay of its steps 2 and 3 has them
+        table = pq.read_table(part)
+        if "step" in table.column_names:
+            pq.write_table(table.filter(pc.field("step") >= 2), part)
+    assert "within 2:4" in refused("taught", run, HEAD, "--no-tokens", "--window", "0:4")
+    intaglio("taught", run, HEAD, "--no-tokens", "--window", "2:4")
+    shutil.rmtree(run / "visits")
+    assert "a run with visits" in refused("taught", run, HEAD, "--no-tokens", "--window", "2:4")
 
 
 def test_a_replay_cannot_take_the_place_of_its_run(refused, run):

@@ -132,7 +132,7 @@ def _only_probe(run: Any) -> str:
 def _window(run: Any, address: str, role: str, text: str | None, console: Any) -> tuple[tuple[int, int], int | None, str]:
     """The steps to look at, the step at which the birth begins, and what is said of it."""
     if text is not None:
-        return parse_steps(text, run), None, ""
+        return _recorded(parse_steps(text, run), text, run), None, ""
     if run.manifest.get("kind") == "replay":
         first, last = run.manifest["steps_replayed"]
         return (int(first), int(last)), None, " (all that were replayed)"
@@ -147,6 +147,15 @@ def _window(run: Any, address: str, role: str, text: str | None, console: Any) -
     found = birth_window(history_rows(series.steps, series.sampled), address, role)
     words = role.replace("_", " ")
     return found.whole, found.begun, f": its birth as a head of {words} lies between {found.begun} and {found.end}"
+
+
+def _recorded(window: tuple[int, int], text: str, run: Any) -> tuple[int, int]:
+    """A window, if the run has visits of all its steps: sums over fewer steps than were asked for would look like theirs."""
+    first, last = run.sql("select min(step), max(step) + 1 from visits").fetchall()[0]
+    if first is None or not first <= window[0] < window[1] <= last:
+        raise InputError(f"{run.name} has no such steps", got=f"--window {text}",
+                         expected="a run with visits" if first is None else f"within {first}:{last}")  # fmt: skip
+    return window
 
 
 def _print_teachers(found: dict[str, Any], console: Any) -> None:
