@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -18,13 +19,13 @@ import intaglio as package
 from conftest import byte_tokenizer, save_subject
 from intaglio.analyse.heads.choices import choice_of
 from intaglio.commands.options import check_files
-from intaglio.commands.replay import cell
+from intaglio.commands.replay import _show, cell
 from intaglio.errors import InputError, SubjectError
 from intaglio.measure.heads import circuits
 from intaglio.model import attention
 from intaglio.model.proof import prove
 from intaglio.model.subject import load_subject
-from intaglio.store.run import RunWriter
+from intaglio.store.run import RunWriter, open_run
 
 FEW = ("--texts", 2, "--roles", "self")
 HEAD = "L1.attn.H0"
@@ -186,17 +187,37 @@ def test_a_difference_from_and_to_nothing(intaglio, tiny, tmp_path, capsys):
 
 @pytest.fixture
 def run(tmp_path):
-    writer = RunWriter(tmp_path / "run", {"probes": {"repeat": {}}, "recipe": {"steps": 4}})
+    return write_run(tmp_path / "run")
+
+
+def write_run(folder, credits=(1.0, 1.0)):
+    """Four steps of one text, with so much credit through each of two heads at every step."""
+    writer = RunWriter(folder, {"probes": {"repeat": {}}, "recipe": {"steps": 4}})
     writer.append_rows("examples", [{"example": "e0", "group": MEAN, "preview": MEAN}])
     for step in range(4):
         where = {"step": step, "slot": 0}
         writer.append_rows("visits", [where | {"example": "e0"}])
         writer.append_rows("visit_parts", [where | {"address": f"L1.attn.H{h}", "shift": 1.0} for h in range(2)])
         writer.append_rows("visit_credits", [
-            where | {"probe": "repeat", "example": "e0", "address": f"L1.attn.H{h}", "credit_nats": 1.0} for h in range(2)
+            where | {"probe": "repeat", "example": "e0", "address": f"L1.attn.H{h}", "credit_nats": credit}
+            for h, credit in enumerate(credits)
         ])  # fmt: skip
+        writer.append_rows("credits", [where | {"probe": "repeat", "example": "e0", "credit_nats": sum(credits)}])
     writer.finish()
-    return tmp_path / "run"
+    return folder
+
+
+def test_small_credits_are_told_by_their_digits(intaglio, tmp_path, capsys):
+    write_run(tmp_path / "small", (1.2345e-6, -3.2e-9))
+    intaglio("taught", tmp_path / "small", HEAD, "--window", "0:4", "--no-tokens")
+    said = capsys.readouterr().out
+    assert "+4.94e-06" in said and "-1.28e-08 to -1.28e-08" in said and "0.0000" not in said
+    write_run(tmp_path / "none", (0.0, -0.0))
+    intaglio("taught", tmp_path / "none", HEAD, "--window", "0:4", "--no-tokens")
+    said = capsys.readouterr().out
+    assert "0 to 0" in said and "-0 " not in said
+    _show(open_run(tmp_path / "small"), ["repeat"], Console(width=120))
+    assert "+4.93e-06" in capsys.readouterr().out
 
 
 def test_texts_with_marks_of_their_own_are_only_text(intaglio, run, tmp_path, capsys):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from intaglio.commands.options import Probes, Several, explained
+from intaglio.commands.summary import signed
 from intaglio.errors import InputError
 
 
@@ -155,5 +156,5 @@ def _show(run: Any, probes: list[str], console: Any) -> None:
         left join examples using (example) group by all order by probe, credit desc""").fetchall()
     table = Table("probe", "group", "visits", "credit in nats", box=None, padding=(0, 2))
     for name, group, visits, credit in rows:
-        table.add_row(cell(name), cell(group or "all"), str(visits), f"{credit:+.4f}")
+        table.add_row(cell(name), cell(group or "all"), str(visits), signed(credit))
     console.print(table)

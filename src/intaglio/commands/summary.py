@@ -96,7 +96,7 @@ def print_scan(run: Any, findings: Any, console: Any) -> None:
     for e in findings.examples[:10]:
         table.add_row(
             e.preview[:40], _number(e.first_loss_nats), _number(e.push_mean), _cosine(e.alignment_mean),
-            *(f"{_signed(e.credit_rates.get(p))}\n({_cosine(e.credit_cosines.get(p))})" for p in probes),
+            *(f"{signed(e.credit_rates.get(p))}\n({_cosine(e.credit_cosines.get(p))})" for p in probes),
         )  # fmt: skip
     console.print(table)
     if probes:
@@ -144,27 +144,28 @@ def print_pairs(pairs: Sequence[Any], console: Any) -> None:
 def _both(pair: Any, measure: str) -> tuple[str, str]:
     first, second = (_number(getattr(way, measure)) for way in pair.ways)
     difference = pair.difference(measure)
-    return f"{first} | {second}", _signed(None if math.isnan(difference) else difference)
+    return f"{first} | {second}", signed(None if math.isnan(difference) else difference)
 
 
 def _span(found: Any) -> str:
     if found.value is None:
         return "not measured"
-    return _signed(found.value) + (f" [{_signed(found.low)}, {_signed(found.high)}]" if found.low is not None else "")
+    return signed(found.value) + (f" [{signed(found.low)}, {signed(found.high)}]" if found.low is not None else "")
 
 
 def _cosine(value: float | None) -> str:
     return "-" if value is None else f"{value:+.2f}"
 
 
-def _signed(value: float | None) -> str:
+def signed(value: float | None) -> str:
+    """Three significant digits with a sign, however small; 0 has none."""
     return "-" if value is None else f"{'+' if value > 0 else ''}{_number(value)}"
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value + 0.0:.3g}"  # no minus before a zero
 
 
 def _percent(value: float | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from intaglio.commands.options import check_files, check_options, explained
 from intaglio.commands.replay import cell, parse_steps, threads_of
+from intaglio.commands.summary import signed
 from intaglio.errors import InputError
 
 SHOWN_TOKENS = 6
@@ -164,9 +165,9 @@ def _print_teachers(found: dict[str, Any], console: Any) -> None:
     table = Table("", "credit in nats", "other heads", "moved it by", "visits", "group", "text", box=None, padding=(0, 1))
     for row in found["teachers"]:
         beyond = "" if row["null_high"] is None or row["credit_nats"] <= row["null_high"] else "*"
-        null = "" if row["null_low"] is None else f"{row['null_low']:+.4f} to {row['null_high']:+.4f}"
+        null = "" if row["null_low"] is None else f"{signed(row['null_low'])} to {signed(row['null_high'])}"
         table.add_row(
-            str(row["rank"] + 1), f"{row['credit_nats']:+.4f}{beyond}", null, f"{row['movement']:.2e}", str(row["visits"]),
+            str(row["rank"] + 1), f"{signed(row['credit_nats'])}{beyond}", null, f"{row['movement']:.2e}", str(row["visits"]),
             cell(row["group"] or ""), cell(row["preview"] or ""),
         )  # fmt: skip
     console.print(table)
@@ -184,9 +185,9 @@ def _print_groups(groups: list[dict[str, Any]], console: Any) -> None:
     names = ("when", "group", "texts", "visits", "credit in nats", "of a visit (95 %)", "other heads", "moved it by")
     table = Table(*names, box=None, padding=(0, 1))
     for row in groups:
-        other = "" if row["other_nats"] is None else f"{row['other_nats']:+.3g}"
+        other = "" if row["other_nats"] is None else signed(row["other_nats"])
         table.add_row(
-            row["when"], cell(row["group"] or "all"), str(row["examples"]), str(row["visits"]), f"{row['credit_nats']:+.3g}",
+            row["when"], cell(row["group"] or "all"), str(row["examples"]), str(row["visits"]), signed(row["credit_nats"]),
             f"{row['per_visit_nats']:+.1e} ({row['low']:+.1e} to {row['high']:+.1e})", other, f"{row['movement']:.3g}",
         )  # fmt: skip
     console.print(table)
@@ -209,6 +210,6 @@ def _tokens(
     console.print("  what was written into it through tokens (their places from 0), in millionths:", highlight=False)
     for teacher in teachers:
         mine = sorted((r for r in rows if r["example"] == teacher["example"]), key=lambda r: -abs(r["shift"]))[:SHOWN_TOKENS]
-        said = "  ".join(f"{r['position']} {visible(r['token'])} {1e6 * r['shift']:+.0f}" for r in mine)
+        said = "  ".join(f"{r['position']} {visible(r['token'])} {signed(1e6 * r['shift'])}" for r in mine)
         console.print(f"  {teacher['rank'] + 1:>3}  {said}", highlight=False, markup=False)
     return rows
