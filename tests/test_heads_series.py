@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conftest import save_subject
+from intaglio.analyse.heads.history import history_rows
 from intaglio.atlas import BASIC
 from intaglio.errors import InputError, SubjectError
 from intaglio.history import history_of, series_of, states_of
@@ -84,6 +85,24 @@ def test_the_atlas_of_the_last_with_its_history(folders):
     last = {(r["address"], r["role"], r["detail"]): r["score"] for r in atlas.rows["history"] if r["step"] == 100}
     for row in atlas.rows["scores"]:
         assert last[row["address"], row["role"], row["detail"]] == pytest.approx(row["score"], rel=1e-6)
+
+
+def test_the_last_state_is_measured_once_and_as_the_others_are(folders, monkeypatch):
+    """Its scores come from the look at its heads; they are those that the series would have found."""
+    from intaglio import history, looking
+    from intaglio.measure.heads import series as module
+
+    paths, roles, calls = [folders / "ckpt-5", folders / "ckpt-100"], ["copying", "induction", "self"], []
+    _, states, subject = states_of(paths)
+    alone = series_of(subject, states, texts=2, roles=roles)
+    for where, name in ((module, "measure_basic"), (looking, "measure_basic"), (history, "run_tasks"), (looking, "run_tasks")):
+        plain = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *a, name=name, plain=plain, **k: (calls.append(name), plain(*a, **k))[1])
+    atlas = history_of(paths, texts=2, roles=roles)
+    assert sorted(calls) == ["measure_basic"] * 2 + ["run_tasks"] * 2
+    assert atlas.rows["history"] == history_rows(alone.steps, alone.sampled)
+    assert atlas.rows["losses"] == alone.losses
+    assert {row["role"] for row in atlas.rows["history"] if row["step"] == 100} == set(roles)
 
 
 def test_other_shapes_are_one_clear_line(folders, tmp_path, refused):

@@ -61,25 +61,37 @@ def history_of(
     """
     tell = progress or (lambda what, done, total: None)
     run, states, subject = states_of(subjects)
-    series = series_of(subject, states, texts=texts, seed=seed, progress=lambda n: tell("checkpoints", n, len(states)),
+    looked: list[Atlas] = []
+
+    def look() -> list[Sampled]:
+        """The last state is looked at whole, so its scores are not measured for the series, too."""
+        now = replace(subject, folder=states[-1][1], fingerprint=fingerprint(subject.model))
+        looked.append(heads(now, texts=texts, seed=seed, progress=progress, **options))
+        return looked[0].sampled
+
+    series = series_of(subject, states, texts=texts, seed=seed, last=look,
+                       progress=lambda n: tell("checkpoints", n, len(states)),
                        **{name: options.get(name) for name in ("roles", "corpus", "winogender")})  # fmt: skip
     history = history_rows(series.steps, series.sampled)
     events = event_rows(series.steps, series.sampled, history=history, seed=seed)
-    subject = replace(subject, folder=states[-1][1], fingerprint=fingerprint(subject.model))  # the last state's weights are in it
-    found = heads(subject, texts=texts, seed=seed, progress=progress, **options)
+    (found,) = looked
     found.about |= {"subject": run.name if run else subject.name, "steps": series.steps}
     found.rows |= {"history": history, "losses": series.losses, "events": events}
     if run is not None:
         found.rows |= taught_rows(run, found.rows, tokens=tokens, progress=tell)
-    return Atlas(found.about, found.rows, found.beside)
+    return found
 
 
 def series_of(
     subject: Subject, states: Sequence[State], *, texts: int = TEXTS, seed: int = 0, roles: Sequence[str] | None = None,
     corpus: str | Path | None = None, winogender: str | Path | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    last: Callable[[], list[Sampled]] | None = None, progress: Callable[[int], None] = lambda done: None,
 ) -> Series:  # fmt: skip
-    """Roles and losses at every state, on one set of texts; roles of tasks where the tokenizer has words for their texts."""
+    """Roles and losses at every state, on one set of texts; roles of tasks where the tokenizer has words for their texts.
+
+    Args:
+        last: gives the scores of the last state, where it is looked at with the same settings anyway.
+    """
     from intaglio.data.vocab import is_special
 
     check_settings(roles=roles, texts=texts, seed=seed)
@@ -96,7 +108,7 @@ def series_of(
     ordinary = [i for i in range(min(rows, len(tokenizer))) if not is_special(tokenizer, i)]
     found = measure_series(
         anatomy, states, texts=texts, length=LENGTH, seed=seed, ordinary=ordinary, plain=plain,
-        roles=[role for role in BASIC if role in (roles or BASIC)], more=more, progress=progress,
+        roles=[role for role in BASIC if role in (roles or BASIC)], more=more, last=last, progress=progress,
     )  # fmt: skip
     prove(subject.model)  # with the last state's weights: what is measured next is proved anew
     return found

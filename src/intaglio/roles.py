@@ -54,7 +54,7 @@ def heads(
         look = Look(anatomy, side.tokenizer, tell=_named(tell, side.name) if i else tell, **asked)
         look.all(other=anatomies[1] if len(sides) > 1 and not i else None, folder=side.folder)
         about = {"subject": side.name, "fingerprint": side.fingerprint, **look.about}
-        atlases.append(Atlas(about | {"seconds": time.perf_counter() - start}, look.rows))
+        atlases.append(Atlas(about | {"seconds": time.perf_counter() - start}, look.rows, sampled=look.sampled))
     atlases[0].beside = atlases[1:]
     return atlases[0]
 

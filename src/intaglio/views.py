@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from intaglio.sentences import Sentence
 
 from intaglio.address import parse_head
-from intaglio.atlas import AtlasData, read_atlas
+from intaglio.atlas import AtlasData, Sampled, read_atlas
 from intaglio.errors import InputError
 from intaglio.files import write_text
 from intaglio.tables import ATLAS_TABLES
@@ -260,7 +260,10 @@ class Atlas(AtlasData):
         about: subject, sizes, the reference texts and the rule by which roles are named.
         rows: table name to its rows; the contract is `tables.ATLAS_TABLES`.
         beside: a second model or checkpoint of the same shape.
+        sampled: the scores of every text, of which `rows` tell the means; none in an atlas that was read from a file.
     """
+
+    sampled: list[Sampled] = field(default_factory=list, repr=False)
 
     def __getitem__(self, head: str) -> Card:
         """The card of one head, such as "18.6" or "L18.attn.H6".

@@ -40,7 +40,7 @@ def measure_series(
     anatomy: Anatomy, states: Sequence[tuple[int, Path | None]], *, texts: int, length: int, seed: int = 0,
     ordinary: Sequence[int] | None = None, plain: Sequence[Sequence[int]] = (),
     roles: Sequence[str] = BASIC, more: Callable[[Anatomy], list[Sampled]] = lambda anatomy: [],
-    progress: Callable[[int], None] = lambda done: None,
+    last: Callable[[], list[Sampled]] | None = None, progress: Callable[[int], None] = lambda done: None,
 ) -> Series:  # fmt: skip
     """The six basic roles, those of `more`, and the losses at every state; the model is left with the last state's weights.
 
@@ -53,6 +53,7 @@ def measure_series(
         roles: those of the basic ones that are kept.
         more: scores of other roles of the model as it stands, on the same texts whenever it is asked.
         plain: token ids of ordinary texts, for the loss `text`; none leaves it out.
+        last: the same scores of the last state from elsewhere, asked for once the model has its weights.
         progress: told how many states are done.
 
     Raises:
@@ -69,8 +70,11 @@ def measure_series(
             load_weights(folder, anatomy.model)
             _check_finite(anatomy, folder)
         found.steps.append(step)
-        basic = measure_basic(anatomy, seed=seed, texts=texts, length=length, ordinary=ordinary)
-        found.sampled.append([*(one for one in basic if one.role in roles), *more(anatomy)])
+        if last is not None and len(found.steps) == len(states):
+            found.sampled.append(last())
+        else:
+            basic = measure_basic(anatomy, seed=seed, texts=texts, length=length, ordinary=ordinary)
+            found.sampled.append([*(one for one in basic if one.role in roles), *more(anatomy)])
         found.losses += [{"step": step, "task": task, "loss_nats": loss_of(anatomy, one)} for task, one in tasks.items()]
         progress(len(found.steps))
     return found
