@@ -119,6 +119,14 @@ def test_one_checkpoint_is_no_history(folders):
         states_of([folders / "ckpt-5", folders / "nowhere"])
 
 
+def test_a_checkpoint_that_stands_twice_is_refused(folders, tmp_path, refused):
+    one, link = folders / "ckpt-5", tmp_path / "ckpt-9"
+    link.symlink_to(one)
+    for paths in ([one, one], [one, f"{folders}/./ckpt-5"], [one, folders / "ckpt-20", link]):
+        assert "stands twice in the series" in refused("heads", *paths)
+        assert "stands twice in the series" in refused("heads", *paths, "--plan")
+
+
 def test_a_runs_states_begin_with_its_subject(folders, tmp_path, intaglio, data, no_page):
     intaglio("train", folders / "ckpt-5", data, "--out", tmp_path / "run", "--steps", 4, "--checkpoint-every", 2)
     run, states, subject = states_of(tmp_path / "run")

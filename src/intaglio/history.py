@@ -127,9 +127,10 @@ def states_of(subjects: str | Path | Sequence[str | Path]) -> tuple[Run | None, 
     """A run, or None; the states of the series by their steps; and a subject of their shape, at the first.
 
     Raises:
-        InputError: fewer than two checkpoints, a run of adapters, or checkpoints of different shapes.
+        InputError: fewer than two checkpoints, one of them twice, a run of adapters, or checkpoints of different shapes.
     """
     paths = [Path(subjects)] if isinstance(subjects, str | Path) else [Path(s) for s in subjects]
+    _check_different(paths)
     run = _run(paths[0]) if len(paths) == 1 else None
     states: list[State] = _kept(run) if run else sorted(_numbered(paths), key=lambda state: state[0])
     folders = [folder for _, folder in states if folder is not None]
@@ -144,6 +145,14 @@ def states_of(subjects: str | Path | Sequence[str | Path]) -> tuple[Run | None, 
         raise InputError("a history needs two checkpoints", got=f"{len(states)} of {paths[0]}",
                          expected="a run with --checkpoint-every, or several folders")  # fmt: skip
     return run, states, first or load_subject(folders[0])
+
+
+def _check_different(paths: Sequence[Path]) -> None:
+    """A checkpoint that stands twice in a series would make a role last, or be born, by being counted twice."""
+    first: dict[Path, Path] = {}
+    for path in paths:
+        if (before := first.setdefault(path.resolve(), path)) is not path:
+            raise InputError("one checkpoint stands twice in the series", got=f"{before} and {path}", expected="each once")
 
 
 def _run(path: Path) -> Run | None:
