@@ -100,7 +100,7 @@ def settle(
             total.changed += found.from_gradient(weight.param.grad)
         else:
             directions.plain[key] = (found.direction, found.factor)
-    moved = [s for s in lora_sites if all(id(w.param) in snapshot.moved for w in (s.weight, s.lora_b))]
+    moved = [s for s in lora_sites if any(id(w.param) in snapshot.moved for w in (s.weight, s.lora_b))]
     for site, found in settle_lora(moved, optimizer, snapshot, rule_name, scales, groups):
         total.add_lora(site, found, lora_weight2[site.index])
         if id(site.weight.param) in foreign:

@@ -62,8 +62,11 @@ def prepare(
         else:
             _direct(accounts, halves, weight, direction, -rule.data * scales.get(key, 1.0))
     for site in layout.sites:
-        if site.kind == "lora" and id(site.weight.param) in halves and id(site.lora_b.param) in halves:
-            a, b = halves[id(site.weight.param)], halves[id(site.lora_b.param)]
+        if site.kind == "lora" and not halves.keys().isdisjoint(id(w.param) for w in (site.weight, site.lora_b)):
+            a, b = (  # a half that did not move earns nothing
+                halves[id(p)] if id(p) in halves else torch.zeros_like(p).float()
+                for p in (site.weight.param, site.lora_b.param)
+            )
             accounts.directions.lora[site.index] = (a[None], b[None])
     for p in layout.unmeasured.values():
         if id(p) in snapshot.moved:

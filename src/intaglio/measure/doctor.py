@@ -297,7 +297,8 @@ def _gradient_matches(ledger: Ledger) -> dict[str, tuple[float, float]]:
                 for total, part in zip(made, lora_gradients(site, x, factor.b.float(), *old)):
                     total += part
             for weight, total in zip((site.weight, site.lora_b), made):
-                add(weight, total - weight.param.grad, weight.param.grad)
+                if weight.param.grad is not None:
+                    add(weight, total - weight.param.grad, weight.param.grad)
     return dict(sums)
 
 

@@ -164,6 +164,9 @@ def _lora_squared(
     old, factor, d = {}, {}, {}
     for key, weight in (("a", site.weight), ("b", site.lora_b)):
         p, state = weight.param, optimizer.state.get(weight.param, {})
+        if id(p) not in snapshot.moved:
+            old[key], factor[key], d[key] = p.detach().float(), 0.0, None
+            continue
         rule = rule_for(name, groups[id(p)], state, had_buffer=id(p) in snapshot.had_buffer)
         along = rule.data if rule.formula else projection_factor(p, snapshot)
         old[key], factor[key] = snapshot.theta[id(p)].float(), along * scales.get(id(p), 1.0)

@@ -135,8 +135,11 @@ class Ledger:
                 raise InputError("the optimizer moves nothing of the model", got="parameters of another model",
                                  expected="an optimizer over this model's parameters")  # fmt: skip
             self.layout = build_layout(self.model, params)
-            if not self.layout.sites:
-                raise UnmeasurableError("nothing that the optimizer moves can be measured", expected="linear layers")
+            if not self.layout.weights:
+                why = next((f"{n}: {why}" for n, why in self.layout.reasons.items()), None)
+                raise UnmeasurableError(
+                    "nothing that the optimizer moves can be measured", got=why, expected="linear layers"
+                )
             token_places = [self._place(text) for text in token_parts]
             device = next(self.model.parameters()).device
             self._device_type = device.type

@@ -21,6 +21,7 @@ from intaglio.measure.rules import Rule, denominator, rule_for
 from intaglio.measure.settle import Snapshot, projection_factor
 from intaglio.model.layout import Layout, Site, Weight
 
+STILL = Rule(0.0, 0.0, 0.0, None)  # of a half that this step does not move
 TOGETHER = 1 << 20  # numbers of adapters that are settled at once; a dozen arrays of them are held, in double
 
 
@@ -72,13 +73,7 @@ def _half(
     weights: list[Weight], rule: Rule, optimizer: torch.optim.Optimizer, snapshot: Snapshot, scales: dict[int, float]
 ) -> _Half:
     params = [w.param for w in weights]
-    old, new, momentum, grad = (
-        torch.stack(tensors).double()
-        for tensors in (
-            [snapshot.theta[id(p)] for p in params], [p.detach() for p in params],
-            [snapshot.momentum[id(p)] for p in params], [p.grad.detach() for p in params],
-        )
-    )  # fmt: skip
+    old, new, momentum, grad = (torch.stack(each).double() for each in zip(*(_taken(p, snapshot) for p in params)))
 
     def each(values: list[float]) -> Tensor:
         return old.new_tensor(values)[:, None, None]
@@ -99,6 +94,13 @@ def _half(
     )  # fmt: skip
     half.asked = half.given + momentum * rule.carry * inverse + half.decay_vector()
     return half
+
+
+def _taken(p: torch.nn.Parameter, snapshot: Snapshot) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A half before and after the step, its momentum before and its gradient."""
+    if id(p) not in snapshot.moved:
+        return p.detach(), p.detach(), torch.zeros_like(p), torch.zeros_like(p)
+    return snapshot.theta[id(p)], p.detach(), snapshot.momentum[id(p)], p.grad.detach()
 
 
 def _units(t_SRC: Tensor, n_units: int, axis: int) -> Tensor:
@@ -122,7 +124,9 @@ def settle_lora(
 
     def rule_of(weight: Weight) -> Rule:
         p = weight.param
-        return rule_for(rule_name, groups[id(p)], optimizer.state[p], had_buffer=id(p) in snapshot.had_buffer)
+        if id(p) not in snapshot.moved:
+            return STILL
+        return rule_for(rule_name, groups[id(p)], optimizer.state.get(p, {}), had_buffer=id(p) in snapshot.had_buffer)
 
     alike: dict[tuple, list[Site]] = {}
     for site in sites:

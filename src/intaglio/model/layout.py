@@ -38,6 +38,7 @@ class Weight:
     unit_of_pair: list[int] = field(default_factory=lambda: [0])
     shares: list[float] = field(default_factory=lambda: [1.0])
     n_units: int = 1
+    frozen: bool = False  # half of an adapter whose other half trains: the optimizer does not move it
     address_index: Tensor | None = None  # (pairs,) into Layout.addresses; set by Layout
 
     def add_units(self, target_XA: Tensor, units_XU: Tensor) -> None:
@@ -102,7 +103,8 @@ class Layout:
         seen: dict[int, Weight] = {}
         for site in self.sites:
             for weight in site.weights:
-                seen.setdefault(id(weight.param), weight)
+                if not weight.frozen:
+                    seen.setdefault(id(weight.param), weight)
         return list(seen.values())
 
     @property
@@ -276,9 +278,11 @@ class _Builder:
         adapter = active[0]
         down, up = module.lora_A[adapter], module.lora_B[adapter]
         where = place(_plain(name), sandwich=self.sandwich)
-        a = self._weight(f"{name}.lora_A.{adapter}.weight", down.weight, "lora_a", where.address)
-        b = self._weight(f"{name}.lora_B.{adapter}.weight", up.weight, "lora_b", where.address)
-        if a is None or b is None:
+        a, b = (
+            Weight(f"{name}.{which}.{adapter}.weight", p, kind, [where.address], frozen=id(p) not in self.moved)
+            for which, p, kind in (("lora_A", down.weight, "lora_a"), ("lora_B", up.weight, "lora_b"))
+        )
+        if a.frozen and b.frozen:
             return
         if where.role:
             for weight in (a, b):
@@ -293,7 +297,7 @@ class _Builder:
                 weight = getattr(site, which)
                 if weight is not None and id(weight.param) in unmeasurable:
                     setattr(site, which, None)
-                    self.reasons[self.moved[id(weight.param)][0]] = reason
+                    self.reasons[weight.name] = reason
         self.sites = [s for s in self.sites if s.weights or s.head]
 
     def _check(self) -> None:
