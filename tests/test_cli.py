@@ -141,6 +141,16 @@ def test_a_wrong_command_line_is_one_line(words, refused, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words", [
+    ("train", "m", "d.jsonl", "--out", "r", "--steps", "1.5"), ("train", "m", "d.jsonl", "--out", "r", "--seed", "3.0"),
+    ("train", "m", "d.jsonl", "--out", "r", "--lora", "2.5"), ("scan", "m", "d.jsonl", "--out", "r", "--batch-size", "2.5"),
+    ("query", "r", "select 1", "--limit", "0.5"), ("rows", "r", "--out", "x", "--worst", "9.9"),
+])  # fmt: skip
+def test_a_count_is_never_rounded(words, refused):
+    said = refused(*words)
+    assert words[-1] in said and words[-2] in said and "whole number" in said
+
+
 def test_interruption_by_hand_is_said_and_is_not_a_fault(monkeypatch, capsys):
     from intaglio.cli import main
 

@@ -9,8 +9,9 @@ import os
 import sys
 from collections.abc import Callable
 from operator import getitem
+from typing import Any, get_args
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter, convert
 
 from intaglio import __version__
 from intaglio.errors import IntaglioError
@@ -25,10 +26,21 @@ COMMANDS = (
 
 GROUPS = {"lens": "Train what the choice study reads states with."}
 
+
+def _converted(kind: Any, tokens: Any) -> Any:
+    """As cyclopts converts, but a count is a whole number: 1.5 steps are not silently rounded to 2."""
+    if int in (kind, *get_args(kind)):
+        for token in tokens:
+            if "." in token.value:
+                raise ValueError(f"got {token.value}; expected a whole number")
+    return convert(kind, tokens)
+
+
 app = App(
     name="intaglio",
     help="How data is engraved into a language model: a closing ledger of training, per example and per token.",
     version=__version__,
+    default_parameter=Parameter(converter=_converted),
     help_format="markdown",
     suppress_keyboard_interrupt=False,  # else cyclopts leaves without a word
 )
