@@ -151,6 +151,39 @@ def test_a_count_is_never_rounded(words, refused):
     assert words[-1] in said and words[-2] in said and "whole number" in said
 
 
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_the_bar_and_what_is_left_are_seen_on_a_narrow_terminal(columns):
+    import io
+
+    from rich.console import Console
+
+    from intaglio.commands.progress import Progress
+
+    console = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None)
+    with Progress(console, 1000, 0) as bar:
+        row = {"update_l2": 3.49e-4, "data_shift": 4.9e-5, "agreement_gg": 1.0, "agreement_s": 3.0}
+        bar.step(250, 10.123, row)
+        bar.live.refresh()
+        lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert any("━" in line and "250/1000" in line and line.endswith(("-:--:--", "0:00:00")) for line in lines), lines
+    shown = " ".join(" ".join(lines).split())
+    assert "loss 10.123 shift 0.000349 (14% from this step's data) agreement 0.25" in shown and "…" not in shown
+
+
+def test_a_number_that_is_none_is_not_shown_beside_the_bar():
+    import io
+
+    from rich.console import Console
+
+    from intaglio.commands.progress import Progress
+
+    console = Console(file=io.StringIO(), width=80)
+    with Progress(console, 10, 0) as bar:
+        nan = float("nan")
+        bar.step(1, 2.5, {"update_l2": nan, "data_shift": nan, "agreement_gg": nan, "agreement_s": nan})
+    assert "loss 2.500" in console.file.getvalue() and "nan" not in console.file.getvalue()
+
+
 def test_interruption_by_hand_is_said_and_is_not_a_fault(monkeypatch, capsys):
     from intaglio.cli import main
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,30 +25,39 @@ def bars(console: Any) -> Iterator[Callable[[str, int, int], None]]:
 
 
 class Progress:
-    """A progress bar with loss, shift, agreement and what is left."""
+    """A bar with the steps done and the time left, and below it loss, shift and agreement.
+
+    Two lines, because a terminal of 80 columns would cut the end off one.
+    """
 
     def __init__(self, console: Any, total: int, first: int) -> None:
         from rich import progress as rich
+        from rich.console import Group
+        from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.text import Text
 
         self.progress = rich.Progress(
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(), console=console,
-        )  # fmt: skip
-        self.task = self.progress.add_task("training", total=total, completed=first, said="")
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+        )
+        self.task = self.progress.add_task("training", total=total, completed=first)
+        self.said = Text(overflow="fold")
+        self.live = Live(Group(self.progress, self.said), console=console)
 
     def __enter__(self) -> Progress:
-        self.progress.start()
+        self.live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.progress.stop()
+        self.live.stop()
 
     def step(self, step: int, loss_nats: float, row: dict[str, Any]) -> None:
-        said = f"loss {loss_nats:.3f}"
-        if row.get("update_l2"):
-            said += f"  shift {row['update_l2']:.3g} ({row['data_shift'] / row['update_l2']:.0%} from this step's data)"
+        said = [f"loss {loss_nats:.3f}"]
+        share = row["data_shift"] / row["update_l2"] if row.get("update_l2") else None
+        if share is not None and math.isfinite(share):
+            said.append(f"shift {row['update_l2']:.3g} ({share:.0%} from this step's data)")
         gg, s = row.get("agreement_gg"), row.get("agreement_s")
-        if gg is not None and gg + s:
-            said += f"  agreement {gg / (gg + s):.2f}"
-        self.progress.update(self.task, completed=step, said=said)
+        if gg is not None and gg + s and math.isfinite(gg + s):
+            said.append(f"agreement {gg / (gg + s):.2f}")
+        self.said.plain = "  ".join(said)
+        self.progress.update(self.task, completed=step)
