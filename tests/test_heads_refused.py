@@ -112,6 +112,17 @@ def test_a_decision_of_other_weights_joins_no_head(intaglio, refused, tiny, tmp_
     intaglio("heads", tiny, other, *FEW, "--choice", tmp_path / "why.json")  # a series ends with the last one's weights
 
 
+def test_a_decision_of_another_model_is_refused_before_the_work(intaglio, refused, tiny, tmp_path, monkeypatch):
+    other, small = save_subject(tmp_path / "other", seed=7), save_subject(tmp_path / "small", num_hidden_layers=1)
+    for name, subject in (("other", other), ("small", small)):
+        intaglio("why", subject, "a cat", "--lens", "votes", "--json", tmp_path / f"{name}.json")
+    for work in ("intaglio.roles.heads", "intaglio.history.history_of"):
+        monkeypatch.setattr(work, lambda *_, **__: pytest.fail("the work was begun"))
+    for subjects in ([tiny], [other, tiny]):
+        assert "other weights" in refused("heads", *subjects, *FEW, "--choice", tmp_path / "other.json")
+        assert "another shape" in refused("heads", *subjects, *FEW, "--choice", tmp_path / "small.json")
+
+
 def test_a_page_whose_name_is_an_address_is_a_file(intaglio, tiny, tmp_path):
     name = "javascript:alert(1)#?%"
     intaglio("why", tiny, "a cat", "--lens", "votes", "--json", tmp_path / f"{name}.json", "--out", tmp_path / f"{name}.html")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intaglio.commands.options import Lang, Several, check_files, explained, text_of
+from intaglio.commands.options import Lang, Several, check_files, explained
 from intaglio.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,10 +95,12 @@ def heads(
     if plan:
         _print_plan(subjects, series, given, console)
         return
-    traces = [(Path(one), _trace(Path(one))) for one in choice or ()]
-    atlas = _with_bars(subjects, series, given, console)
-    if traces:
-        atlas.about["choices"] = [_choice(path, trace, out, atlas.about) for path, trace in traces]
+    from intaglio.commands.heads_choices import choices_of
+
+    choices, loaded = choices_of([Path(one) for one in choice or ()], subjects, series, out)
+    atlas = _with_bars(subjects if loaded is None else (loaded,), series, given, console)
+    if choices:
+        atlas.about["choices"] = choices
     print_atlas(atlas, console)
     for path, write in ((out, lambda p: atlas.to_html(p, lang=lang)), (json, atlas.to_json)):
         if path is not None:
@@ -129,7 +130,7 @@ def _check_no_run(subject: str) -> None:
                          expected="--history, or one of its checkpoints")  # fmt: skip
 
 
-def _with_bars(subjects: tuple[str, ...], series: bool, given: dict[str, Any], console: Any) -> Atlas:
+def _with_bars(subjects: tuple[Any, ...], series: bool, given: dict[str, Any], console: Any) -> Atlas:
     from intaglio.commands.progress import bars
 
     with bars(console) as tell:
@@ -140,36 +141,6 @@ def _with_bars(subjects: tuple[str, ...], series: bool, given: dict[str, Any], c
         from intaglio.roles import heads as look
 
         return look(subjects[0], progress=tell, **given)
-
-
-def _trace(path: Path) -> Any:
-    """What `intaglio why --json` wrote, read before the work; its own sizes must hold it together.
-
-    Raises:
-        InputError: no such file, no JSON, or no decision.
-    """
-    from intaglio.analyse.heads.choices import choice_of
-
-    try:
-        trace = json_module.loads(text_of(path, "trace"))
-    except (ValueError, RecursionError):
-        raise InputError("the trace is no JSON", got=str(path), expected="what intaglio why --json writes") from None
-    sizes = {name: trace.get(name) if isinstance(trace, dict) else None for name in ("layers", "heads")}
-    choice_of(trace, **sizes, name=path.name)
-    return trace
-
-
-def _choice(path: Path, trace: Any, out: Path | None, about: dict[str, Any]) -> dict[str, Any]:
-    """A decision as cards tell it; its page is linked where it lies beside, by the same name."""
-    from os.path import relpath
-    from urllib.parse import quote
-
-    from intaglio.analyse.heads.choices import choice_of
-
-    page = path.absolute().with_suffix(".html")
-    link = "./" + quote(Path(relpath(page, out.absolute().parent)).as_posix()) if out and page.is_file() else None
-    return choice_of(trace, layers=about["n_layers"], heads=about["n_heads"], name=path.name, page=link,
-                     fingerprint=about.get("fingerprint"))  # fmt: skip
 
 
 def _print_plan(subjects: tuple[str, ...], series: bool, given: dict[str, Any], console: Any) -> None:
