@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -202,10 +204,10 @@ def test_what_the_machine_refuses_is_one_line_and_a_fault_of_ours_is_not_hidden(
     from intaglio import cli
 
     def raises(error):
-        def app(*_, **__):
+        def parse_args(*_, **__):
             raise error
 
-        return app
+        return SimpleNamespace(parse_args=parse_args)
 
     monkeypatch.setattr(cli, "app", raises(OSError(errno.ENOSPC, "No space left on device", "x/y")))
     with pytest.raises(SystemExit) as stopped:
@@ -214,6 +216,34 @@ def test_what_the_machine_refuses_is_one_line_and_a_fault_of_ours_is_not_hidden(
     monkeypatch.setattr(cli, "app", raises(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         cli.main(["train"])
+
+
+@pytest.mark.parametrize("line", [
+    "tensors FILE --json FILE", "tensors base --diff FILE --out ./FILE", "compare a FILE --out link",
+    "why smollm2 --prompts FILE --json FILE", "train smollm2 mine.jsonl --probe anchor=FILE --out FILE",
+    "heads smollm2 --choice FILE --json FILE", "rows FILE --drop FILE --out o",
+])  # fmt: skip
+def test_a_file_that_is_read_is_never_replaced(line, tmp_path, monkeypatch, capsys):
+    from intaglio.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text("dear\n")
+    Path("link").symlink_to("FILE")
+    with pytest.raises(SystemExit) as stopped:
+        main(line.split())
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "a file that is read would be replaced; got --" in said
+    assert Path("FILE").read_text() == "dear\n"
+
+
+def test_a_file_that_was_written_before_may_be_written_again(tmp_path, monkeypatch, capsys):
+    from intaglio.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("page.html").write_text("old")
+    with pytest.raises(SystemExit):
+        main(["compare", "a", "b", "--out", "page.html"])  # a and b are no runs, which is another matter
+    assert "replaced" not in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_early_is_no_fault(tmp_path):

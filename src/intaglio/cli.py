@@ -7,14 +7,14 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import getitem
 from typing import Any, get_args
 
 from cyclopts import App, CycloptsError, Parameter, convert
 
 from intaglio import __version__
-from intaglio.errors import IntaglioError
+from intaglio.errors import InputError, IntaglioError
 
 # what the machine refuses, wherever it is met: no space, no permission, a read-only file system, a name too long
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
@@ -24,6 +24,7 @@ COMMANDS = (
     "taught", "replay",
 )  # fmt: skip
 
+WRITTEN = ("out", "json", "drop")  # options that name what is written
 GROUPS = {"lens": "Train what the choice study reads states with."}
 
 
@@ -67,7 +68,9 @@ def main(argv: list[str] | None = None) -> None:
         for command in COMMANDS:
             functools.reduce(getitem, command.split(), app)  # imports it, so that the list shows the first line of each
     try:
-        app(argv, exit_on_error=False, print_error=False)
+        command, bound, _ = app.parse_args(argv, exit_on_error=False, print_error=False)
+        _check_apart(bound.arguments)
+        command(*bound.args, **bound.kwargs)
     except (IntaglioError, CycloptsError) as error:
         _stop(str(error), 2)
     except KeyboardInterrupt:
@@ -79,6 +82,26 @@ def main(argv: list[str] | None = None) -> None:
         if error.errno not in _REFUSED:
             raise
         _stop(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror or error), 2)
+
+
+def _check_apart(arguments: Mapping[str, Any]) -> None:
+    """Refuse a file to write that is also one to read: it would be replaced by what was found in it.
+
+    Raises:
+        InputError: it is.
+    """
+    written = {name: arguments[name] for name in WRITTEN if arguments.get(name) is not None}
+    for name, value in arguments.items():
+        for text in [] if name in WRITTEN else value if isinstance(value, list | tuple) else [value]:
+            for path in {str(text), str(text).partition("=")[2]} if isinstance(text, str | os.PathLike) else ():
+                same = [out for out, place in written.items() if os.path.isfile(path) and _is_file(place, path)]
+                if same:
+                    raise InputError("a file that is read would be replaced", got=f"--{same[0]} {path}",
+                                     expected="a file of another name")  # fmt: skip
+
+
+def _is_file(place: Any, path: str) -> bool:
+    return os.path.isfile(place) and os.path.samefile(place, path)
 
 
 def _stop(text: str, code: int) -> None:
