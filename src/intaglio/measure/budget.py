@@ -11,6 +11,7 @@ from torch import nn
 
 from intaglio.errors import InputError
 from intaglio.measure.collect import SUM_SIDE
+from intaglio.measure.lora import lora_bytes
 from intaglio.measure.probes import DRIFT_TOKENS, KL_POSITIONS, Probe
 from intaglio.model.layout import Layout
 
@@ -57,7 +58,8 @@ class Rung:
 class Budget:
     """What measuring may hold beside training, and what is given up where that is not enough.
 
-    `snapshot`: copies of the weights and of the momentum, standing from the first measured step on;
+    `snapshot`: copies of the weights and of the momentum, standing from the first measured step on, and under LoRA the
+    directions that examples are held against;
     `probes`: gradients of the probes; `held`: what stands at every level (the probes' first predictions);
     `carried`: the momentum by group; `summed`: under LoRA the sketch of the summed gradient, at every level
     once per forward of the step, and its sum over them; `per_token`: factors kept until the step, an upper bound (inputs
@@ -100,8 +102,9 @@ class Budget:
         """
         moved = [*(w.param for w in layout.weights), *layout.unmeasured.values()]
         size = sum(p.numel() * p.element_size() for p in moved)
+        halves = 4 * sum(w.param.numel() for w in layout.weights if w.kind.startswith("lora"))  # of a gradient, over D
         budget = cls(
-            parse_bytes(memory), 2 * size, bytes_per_token(layout), len(probes) * size, level,
+            parse_bytes(memory), 2 * size + lora_bytes(layout), bytes_per_token(layout), len(probes) * (size + halves), level,
             moved[0].device.type == "cpu", held=sum(kept_bytes(model, p) for p in probes),
             carried=groups * 4 * sum(p.numel() for p in moved), summed=sum_bytes(layout), every=every,
             follows=bool(groups),

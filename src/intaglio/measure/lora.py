@@ -10,6 +10,7 @@ Shapes: S adapters alike, q outputs, p inputs, r rank, U units (heads) of the pr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ from intaglio.measure.settle import Snapshot, projection_factor
 from intaglio.model.layout import Layout, Site, Weight
 
 STILL = Rule(0.0, 0.0, 0.0, None)  # of a half that this step does not move
-TOGETHER = 1 << 20  # numbers of adapters that are settled at once; a dozen arrays of them are held, in double
+TOGETHER = 1 << 20  # numbers of directions that are made at once
+HALVES, DIRECTIONS = 12, 3  # how many arrays as large as the adapters and as their directions are held then, in double
 
 
 @dataclass(eq=False)
@@ -131,7 +133,7 @@ def settle_lora(
     alike: dict[tuple, list[Site]] = {}
     for site in sites:
         a, b = site.weight, site.lora_b
-        together = max(1, TOGETHER // (a.param.numel() + b.param.numel()))
+        together = max(1, TOGETHER // _spread(site))
         kind = (rule_of(a), rule_of(b), a.param.shape, b.param.shape, a.param.dtype, b.param.dtype, a.param.device,
                 a.side, a.n_units, site.scale)  # fmt: skip
         full = sum(len(found) // together for key, found in alike.items() if key[:-1] == kind)
@@ -140,6 +142,26 @@ def settle_lora(
         a = _half([s.weight for s in found], rule_a, optimizer, snapshot, scales)
         b = _half([s.lora_b for s in found], rule_b, optimizer, snapshot, scales)
         yield from zip(found, _settle(found[0], a, b))
+
+
+def _spread(site: Site) -> int:
+    """Numbers in an adapter's directions: the half that the units do not slice has one for each."""
+    a, b, u = site.weight.param.numel(), site.lora_b.param.numel(), site.weight.n_units
+    return a * u + b if site.weight.side == "out" else a + b * u
+
+
+def lora_bytes(layout: Layout) -> int:
+    """Most bytes of a settled step beside the copies: every adapter's directions, which stand until the next step,
+    and what it takes to make some of them."""
+    standing, working, alike = 0, 0, Counter()
+    for site in (s for s in layout.sites if s.kind == "lora"):
+        a, b, spread = site.weight, site.lora_b, _spread(site)
+        kind = a.param.shape, b.param.shape, a.side, a.n_units
+        alike[kind] += 1
+        at_once = min(alike[kind], max(1, TOGETHER // spread))
+        standing += 4 * spread
+        working = max(working, 8 * at_once * (HALVES * (a.param.numel() + b.param.numel()) + DIRECTIONS * spread))
+    return standing + working
 
 
 def _settle(site: Site, a: _Half, b: _Half) -> Iterator[LoraBooks]:
