@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.optim import AdamW
 
+from intaglio.errors import UnmeasurableError
 from intaglio.measure.ledger import Ledger
 from intaglio.store.run import Run, open_run
 from tiny import batch, build, texts
@@ -74,3 +75,33 @@ def test_another_default_type_of_numbers_does_not_make_ours_coarse(made, level, 
     run = measured(other, tmp_path / "run", whole=False, level=level)
     for table in TABLES:
         assert rows(run, table) == rows(plain, table), table
+
+
+def another(task: str):
+    import transformers as t
+
+    sizes = dict(vocab_size=53, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40)
+    if task == "masked":
+        return t.BertForMaskedLM(t.BertConfig(**sizes))
+    if task == "encoder and decoder":
+        return t.T5ForConditionalGeneration(t.T5Config(vocab_size=53, d_model=24, d_kv=6, d_ff=40, num_layers=1, num_heads=4))
+    config = t.LlamaConfig(**sizes, num_labels=2, pad_token_id=0)
+    if task == "adapters":
+        from peft import LoraConfig, get_peft_model
+
+        return get_peft_model(t.LlamaForSequenceClassification(config), LoraConfig(r=2, task_type="SEQ_CLS"))
+
+    class Mine(t.LlamaForTokenClassification):
+        """A person's own class."""
+
+    return {"sequence": t.LlamaForSequenceClassification, "token": t.LlamaForTokenClassification, "own": Mine}[task](config)
+
+
+@pytest.mark.parametrize("task", ["sequence", "token", "own", "masked", "encoder and decoder", "adapters"])
+def test_a_model_of_another_task_is_refused_by_name(task, tmp_path):
+    """A classifier of tokens would be measured against the labels of its neighbours, and nothing would show it."""
+    model = another(task)
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    with pytest.raises(UnmeasurableError, match=r"not a causal language model; got .*(For|T5)"):
+        Ledger(model, optimizer, out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())

@@ -87,8 +87,8 @@ class Ledger:
     Raises:
         InputError: an unknown level, a probe that is none, an optimizer of another model, group momentum where
             no source has a group.
-        UnmeasurableError: an 8-bit optimizer, quantised weights, DoRA, nothing to measure, or processes
-            that share gradients in another way than DistributedDataParallel.
+        UnmeasurableError: an 8-bit optimizer, quantised weights, DoRA, a model that does not predict the next
+            token, nothing to measure, or processes that share gradients in another way than DistributedDataParallel.
         StoreError: the run exists or cannot be written.
     """
 

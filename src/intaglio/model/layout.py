@@ -23,6 +23,11 @@ FOUR_BIT = {"Linear4bit", "Linear8bitLt", "Params4bit", "QuantLinear", "HQQLinea
 SCALED_EMBEDDINGS = {"Gemma3TextScaledWordEmbedding", "Gemma3nTextScaledWordEmbedding"}
 
 
+NOT_CAUSAL = (
+    "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice", "ForMaskedLM",
+)  # fmt: skip
+
+
 @dataclass(eq=False)
 class Weight:
     """One measured parameter.
@@ -147,13 +152,24 @@ def build_layout(model: nn.Module, params: set[int] | None = None) -> Layout:
         params: ids of the parameters that the optimizer moves; None means all that require a gradient.
 
     Raises:
-        UnmeasurableError: 4-bit or 8-bit base weights, or DoRA, named.
+        UnmeasurableError: 4-bit or 8-bit base weights, DoRA, or a model that does not predict the next token, named.
     """
     model = causal_lm(model)
+    _check_causal(model)
     builder = _Builder(model, params)
     for name, module in model.named_modules():
         builder.visit(name, module)
     return builder.layout()
+
+
+def _check_causal(model: nn.Module) -> None:
+    """Labels are read as next tokens, so another task's would be counted at the wrong places and without a word."""
+    names = [kind.__name__ for kind in type(model).__mro__]
+    other = next((n for n in names if n.endswith(NOT_CAUSAL)), None)
+    if other is None and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        other = names[0]
+    if other is not None:
+        raise UnmeasurableError("not a causal language model", got=other, expected="a model that predicts the next token")
 
 
 class _Builder:
