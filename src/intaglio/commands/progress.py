@@ -50,6 +50,8 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         self.live.stop()
+        if not self.live.console.is_interactive:
+            self.live.console.print()  # ends the line, which a live display does in a terminal alone
 
     def step(self, step: int, loss_nats: float, row: dict[str, Any]) -> None:
         said = [f"loss {loss_nats:.3f}"]
