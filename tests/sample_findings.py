@@ -60,6 +60,7 @@ def _evidence(first: float, last: float, targets: int) -> dict[str, float]:
         "target_fall": fall / 2,
         "target_rise": 0.08,
         "target_fall_nats": 0.04,
+        "target_noise_nats": 0.32,
         "held_out_fall": 0.1,
         "anchor_cost": 0.0003 * targets,
     }

@@ -142,6 +142,15 @@ def test_each_reason_is_reached_and_its_sentence_has_its_numbers(own, linked, wh
     assert WHY_KEYS[unhurt.why].format(**unhurt.evidence)
 
 
+def test_the_noise_beside_a_fall_in_other_words_is_the_one_it_was_held_against():
+    """A tenth of the target's own first loss, not of the example's: else "+0.44 nats, noise 0.41" is no noise."""
+    seen = Witnesses({}, Losses(5.3, 4.86), None, None, 0.02, None, frozenset())
+    judged = judge(Losses(4.1, 3.4), None, seen)
+    assert judged.why == "verdict.imitated.target_stayed"
+    assert "(+0.44 nats, noise 0.53)" in WHY_KEYS[judged.why].format(**judged.evidence)
+    assert 0.44 < judged.evidence["target_noise_nats"] == pytest.approx(0.53)
+
+
 @pytest.mark.parametrize(("tokens", "why"), [(50_000, "known.as_ordinary"), (30, "not_learnt.stayed")])
 def test_being_like_ordinary_text_is_knowing_only_where_ordinary_text_is_foreseen(tokens, why):
     """A model at chance finds everything as ordinary as anything."""

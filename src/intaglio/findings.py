@@ -29,7 +29,7 @@ WHY_KEYS: dict[str, str] = {
         "steps is predicted to have raised the anchor's loss by {anchor_cost:.4f} nats.",
     "verdict.imitated.target_stayed":
         "Its own loss fell by {own_fall:.0%}, but in other words nothing beyond noise was learnt "
-        "({target_fall_nats:+.2f} nats, noise {noise_nats:.2f}).",
+        "({target_fall_nats:+.2f} nats, noise {target_noise_nats:.2f}).",
     "verdict.imitated.target_rose":
         "Its own loss fell by {own_fall:.0%}, while the loss of the same in other words rose by {target_rise:.0%}.",
     "verdict.imitated.mostly_wording":

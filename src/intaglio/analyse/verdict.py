@@ -182,7 +182,8 @@ def judge(own: Losses, linked: Losses | None, seen: Witnesses, anchor_credit: fl
     target = linked or (None if seen.joined else seen.target)
     if target:
         evidence |= {"target_fall": target.fall_share, "target_rise": -target.fall_share,
-                     "target_fall_nats": target.fall, "linked": float(linked is not None)}  # fmt: skip
+                     "target_fall_nats": target.fall, "target_noise_nats": _target_noise(target, seen),
+                     "linked": float(linked is not None)}  # fmt: skip
     if linked and seen.held_out:
         evidence["held_out_fall"] = seen.held_out.fall_share
     if np.isfinite(anchor_credit):
@@ -208,11 +209,16 @@ def _own(own: Losses, noise: float, seen: Witnesses) -> tuple[str, str] | None:
     return "not learnt", "not_learnt.stayed"
 
 
+def _target_noise(target: Losses, seen: Witnesses) -> float:
+    """The least fall in other words that is worth a name, in nats per token."""
+    return max(seen.noise_nats, LEAST_FALL * target.first)
+
+
 def _beyond_wording(own: Losses, target: Losses | None, linked: Losses | None, seen: Witnesses,
                     anchor_credit: float) -> tuple[str, str]:  # fmt: skip
     if target is None or not np.isfinite(target.fall):
         return "no evidence", "no_evidence.no_target"
-    noise = max(seen.noise_nats, LEAST_FALL * target.first)
+    noise = _target_noise(target, seen)
     if target.fall < -noise:
         return "imitated", "imitated.target_rose"
     if target.fall <= noise:

@@ -21,6 +21,7 @@ _EVIDENCE = (
     "target_fall",
     "target_rise",
     "target_fall_nats",
+    "target_noise_nats",
     "held_out_fall",
     "anchor_cost",
 )
