@@ -150,10 +150,21 @@ def test_nothing_learnt_is_not_called_carried_over(findings):
     ],
 )
 def test_the_gap_reads_well_whatever_its_size(findings, gap, english, russian):
-    gapped = replace(findings, imitation_gap=gap)
+    examples = [replace(e, verdict="understood") for e in findings.examples]
+    gapped = replace(findings, imitation_gap=gap, examples=examples)
     for lang, said in {"en": english, "ru": russian}.items():
         sentence = str(understood(View(gapped, lang)))
         assert said in re.sub("<[^>]+>", "", sentence) and "&lt;" not in sentence
+
+
+@pytest.mark.parametrize("gap", [0.09, 0.03, 0.0004, -0.05])
+def test_two_small_falls_are_not_called_carried_over(findings, gap):
+    """Where both losses fell by little they differ by little: the verdicts beside it say what that shows."""
+    examples = [replace(e, verdict="imitated") for e in findings.examples[:-1]]
+    few = replace(findings, imitation_gap=gap, examples=[*examples, replace(findings.examples[-1], verdict="understood")])
+    for lang, said in {"en": "does not show that what was learnt carries over.", "ru": "это не показывает."}.items():
+        sentence = re.sub("<[^>]+>", "", str(understood(View(few, lang))))
+        assert sentence.endswith(said) and "&lt;" not in sentence
 
 
 def test_only_layers_that_moved_are_counted(findings):

@@ -144,13 +144,20 @@ def understood(view: View) -> Markup:
         return text + " " + view.t("answer.why.gap_unknown")
     if not counts["understood"] + counts["imitated"]:
         return text + " " + view.t("answer.why.gap_empty")
-    return text + " " + view.t(f"answer.why.{_gap_kind(gap)}", gap=view.strong(view.n.percent(abs(gap))))
+    kind = _gap_kind(gap, proved=counts["understood"] >= counts["imitated"])
+    return text + " " + view.t(f"answer.why.{kind}", gap=view.strong(view.n.percent(abs(gap))))
 
 
-def _gap_kind(gap: float) -> str:
-    """How the fall of the loss in other words compares with that on the trained wording."""
+def _gap_kind(gap: float, *, proved: bool) -> str:
+    """How the fall of the loss in other words compares with that on the trained wording.
+
+    Two small falls differ by little as well. So without `proved`, that is where fewer examples are understood
+    than imitated, a small difference is not called carrying over.
+    """
     if abs(gap) < 0.001:  # would print as <0.1%
-        return "gap_equal"
+        return "gap_equal" if proved else "gap_equal_unproved"
+    if gap <= 0.1 and not proved:
+        return "gap_below_unproved" if gap < 0 else "gap_narrow_unproved"
     return "gap_below" if gap < 0 else "gap_wide" if gap > 0.1 else "gap_narrow"
 
 
