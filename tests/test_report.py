@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import altair as alt
 import pytest
 
 from intaglio.analyse import analyse_run
@@ -15,6 +16,7 @@ from intaglio.errors import InputError
 from intaglio.findings import Interval
 from intaglio.report import render
 from intaglio.report.captions import MEASURED
+from intaglio.report.charts.base import axis, svg
 from intaglio.report.numbers import Numbers
 from intaglio.report.shift.answer import understood
 from intaglio.report.texts import Texts
@@ -165,6 +167,16 @@ def test_two_small_falls_are_not_called_carried_over(findings, gap):
     for lang, said in {"en": "does not show that what was learnt carries over.", "ru": "это не показывает."}.items():
         sentence = re.sub("<[^>]+>", "", str(understood(View(few, lang))))
         assert sentence.endswith(said) and "&lt;" not in sentence
+
+
+@pytest.mark.parametrize("lang", ["en", "ru"])
+def test_ticks_of_a_narrow_axis_are_told_apart(lang):
+    """Of 0.9985, 0.999, 0.9995 and 1 (a CKA that hardly fell) three digits would make two pairs."""
+    rows = alt.Data(values=[{"x": x, "y": 1 - x * 3e-4} for x in range(6)])
+    chart = alt.Chart(rows).mark_line().encode(x=alt.X("x:Q", axis=None), y=alt.Y(
+        "y:Q", axis=axis(None, lang, tickCount=5), scale=alt.Scale(zero=False)))  # fmt: skip
+    labels = re.findall(r">([01](?:[.,]\d+)?)<", svg(chart, name="cka", label="CKA", lang=lang))
+    assert len(labels) >= 3 and len(set(labels)) == len(labels), labels
 
 
 def test_only_layers_that_moved_are_counted(findings):

@@ -38,11 +38,14 @@ def data(rows: list[dict[str, Any]]) -> alt.Data:
 
 
 def axis(title: str | None, lang: str, **more: Any) -> alt.Axis:
-    """An axis whose numbers read 20k, 1.2M (20 тыс., 1,2 млн)."""
+    """An axis whose numbers read 20k, 1.2M (20 тыс., 1,2 млн).
+
+    Six digits: ticks are round numbers, but those of a narrow axis, such as 0.9995 and 1, are alike in three.
+    """
     thousand, million = ("' тыс.'", "' млн'") if lang == "ru" else ("'k'", "'M'")
     label = (
-        f"abs(datum.value)>=1e6?format(datum.value/1e6,'.3~r')+{million}:"
-        f"abs(datum.value)>=1e3?format(datum.value/1e3,'.3~r')+{thousand}:format(datum.value,'.3~r')"
+        f"abs(datum.value)>=1e6?format(datum.value/1e6,'.6~r')+{million}:"
+        f"abs(datum.value)>=1e3?format(datum.value/1e3,'.6~r')+{thousand}:format(datum.value,'.6~r')"
     )
     return alt.Axis(**{"title": title, "labelExpr": label, **more})
 
