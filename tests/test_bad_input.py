@@ -123,6 +123,21 @@ def test_a_long_row_is_cut_only_when_asked(tiny, refused, intaglio, tmp_path):
 
 
 @BOTH
+def test_what_is_wrong_with_a_probe_is_said_before_any_work(command, tiny, data, intaglio, tmp_path, capsys):
+    misread = "Привет, это довольно длинная строка".encode().decode("cp1251", "replace")
+    rows = [ROWS[0], {"text": "quite another text"}, {"text": "far too long " * 12}, {"text": misread}]
+    probe = write_jsonl(tmp_path / "p.jsonl", rows)
+    intaglio(command, tiny, data, "--out", tmp_path / "run", "--probe", f"target={probe}", "--truncate", "--plan")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "probe target: 1 of 4 texts trained on too: no evidence" in said
+    assert "probe target: 1 of 4 texts cut to the longest" in said
+    assert "probe target: 1 of 4 texts of a broken encoding, repaired" in said
+    clean = write_jsonl(tmp_path / "clean.jsonl", rows[1:2])
+    intaglio(command, tiny, data, "--out", tmp_path / "run", "--probe", f"target={clean}", "--plan")
+    assert "probe target:" not in capsys.readouterr().err
+
+
+@BOTH
 @pytest.mark.parametrize("spec, words", [
     ("anchor=empty.txt", ["anchor", "empty"]), ("anchor=missing.txt", ["missing.txt"]), ("anchor", ["NAME=FILE"]),
     ("=d.txt", ["NAME=FILE"]),

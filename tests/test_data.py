@@ -474,7 +474,7 @@ def test_a_clean_set_is_called_clean(tmp_path: Path, byte_level: Any) -> None:
     chats = [
         {"instruction": f"Name a {x}", "output": y} for x, y in (("bird", "wren"), ("tree", "oak"), ("fish", "carp"))
     ]
-    assert audit(encode(tmp_path, chats, byte_level), byte_level).lines()[1:] == ["nothing wrong was found"]
+    assert audit(encode(tmp_path, chats, byte_level), byte_level).lines()[1:] == ["nothing wrong was found in them"]
 
 
 def test_ten_thousand_rows_take_seconds(shared: Path, byte_level: Any) -> None:
@@ -516,4 +516,4 @@ def test_the_builtin_models_view_of_a_row(tmp_path: Path) -> None:
     assert tokenizer.decode(text.input_ids) == "Привет, мир!<|im_end|>"
     groups = letters([token_bytes(tokenizer, i) for i in text.input_ids])
     assert "".join(g[2] for g in groups) == "Привет, мир!<|im_end|>"
-    assert audit([chat, text], tokenizer).lines()[1:] == ["nothing wrong was found"]
+    assert audit([chat, text], tokenizer).lines()[1:] == ["nothing wrong was found in them"]

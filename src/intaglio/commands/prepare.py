@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,8 +151,26 @@ def make_probe(name: str, items: Sequence[Encoded], pad_id: int) -> Probe:
     )  # fmt: skip
 
 
-def read_probes(specs: Mapping[str, str], tokenizer: Any, *, max_tokens: int, truncate: bool) -> dict[str, Probe]:
-    """Every probe of the command line, read and encoded."""
+def probe_lines(name: str, encoded: Sequence[Encoded], trained: Set[str]) -> list[str]:
+    """What is wrong with a probe, one readable line each.
+
+    Args:
+        trained: ids of the examples that are trained on.
+    """
+    found = (
+        ("cut to the longest length allowed", sum(item.truncated for item in encoded)),
+        ("of a broken encoding, repaired", sum(item.repaired for item in encoded)),
+        ("without a target token, left out", sum(not item.targets for item in encoded)),
+        ("trained on too: no evidence of what lies beyond the data", sum(i.example in trained for i in encoded)),
+    )
+    return [f"probe {name}: {count} of {len(encoded)} texts {words}" for words, count in found if count]
+
+
+def read_probes(
+    specs: Mapping[str, str], tokenizer: Any, *, max_tokens: int, truncate: bool,
+    trained: Set[str] = frozenset(), say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Probe]:  # fmt: skip
+    """Every probe of the command line, read and encoded; `say` is told what is wrong with them."""
     from intaglio.data.encode import encode_rows
     from intaglio.data.read import read_rows
 
@@ -163,6 +181,8 @@ def read_probes(specs: Mapping[str, str], tokenizer: Any, *, max_tokens: int, tr
         except DataError as error:
             raise DataError(f"probe {name!r}: {error}") from None
         found[name] = make_probe(name, encoded, pad_id(tokenizer))
+        for line in probe_lines(name, encoded, trained):
+            say(line)
     return found
 
 
@@ -184,7 +204,12 @@ def read_all(
     """The data set and the probes of a command line, for a loaded subject; what was found is shown."""
     limit = token_limit(subject.context_tokens, max_tokens)
     found = read_data(data, subject.tokenizer, max_tokens=limit, truncate=truncate)
-    probes = read_probes(parse_probes(probe or []), subject.tokenizer, max_tokens=limit, truncate=truncate)
+    wrong: list[str] = []
+    probes = read_probes(
+        parse_probes(probe or []), subject.tokenizer, max_tokens=limit, truncate=truncate,
+        trained={item.example for item in found.data}, say=wrong.append,
+    )  # fmt: skip
+    found = replace(found, lines=found.lines + wrong)
     show_data(found, subject.tokenizer, console)
     return found, probes
 

@@ -65,7 +65,7 @@ class Audit:
                 repeats = sum(map(len, groups)) - len(groups)
                 shown = "; ".join(" = ".join(map(str, g[:_SHOWN])) for g in groups[:_SHOWN])
                 lines.append(f"{words}, {_count(repeats)} too many: {shown}{_more(len(groups))}")
-        return lines if len(lines) > 1 else [*lines, "nothing wrong was found"]
+        return lines if len(lines) > 1 else [*lines, "nothing wrong was found in them"]
 
 
 def audit(encoded: Sequence[Encoded], tokenizer: Any) -> Audit:
