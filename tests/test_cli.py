@@ -186,6 +186,18 @@ def test_a_number_that_is_none_is_not_shown_beside_the_bar():
     assert "loss 2.500" in console.file.getvalue() and "nan" not in console.file.getvalue()
 
 
+def test_a_warning_of_ours_is_one_line_and_others_stay_as_they_are(tmp_path):
+    code = (
+        "import warnings\nfrom intaglio.cli import main\n"
+        "try:\n    main(['--version'])\nexcept SystemExit:\n    pass\n"
+        "warnings.warn('intaglio: the loss is no finite\\nnumber\\x1b', RuntimeWarning)\n"
+        "warnings.warn('from elsewhere', UserWarning)\n"
+    )
+    ours, *others = python(code).stderr.splitlines()
+    assert ours == r"intaglio: the loss is no finite number\x1b"
+    assert "UserWarning: from elsewhere" in others[0]
+
+
 def test_interruption_by_hand_is_said_and_is_not_a_fault(monkeypatch, capsys):
     from intaglio.cli import main
 

@@ -191,6 +191,26 @@ def test_report_command_writes_both_languages(tmp_path):
         assert sections_of((tmp_path / f"{lang}.html").read_text(encoding="utf-8")) == SECTIONS
 
 
+def test_a_page_takes_the_place_of_a_page_alone(tmp_path, monkeypatch):
+    from intaglio.commands.compare import compare
+
+    monkeypatch.chdir(tmp_path)
+    run = write_run(tmp_path / "run", World(epochs=6))
+    manifest, data, empty = run / "manifest.json", tmp_path / "mine.jsonl", tmp_path / "new.html"
+    data.write_text('{"text": "dear to me"}\n')
+    empty.touch()
+    before = manifest.read_bytes()
+    for place in (data, manifest, tmp_path):
+        with pytest.raises(InputError, match=r"no page|folder"):
+            report_command(run, out=place)
+        with pytest.raises(InputError, match=r"no page|folder"):
+            compare(run, run, out=place)
+    assert manifest.read_bytes() == before and "dear to me" in data.read_text()
+    for lang in ("en", "ru"):  # an empty file, then the page itself
+        report_command(run, out=empty, lang=lang)
+        assert f'lang="{lang}"' in empty.read_text(encoding="utf-8")
+
+
 def test_report_imports_no_torch_store_or_analysis():
     barred = ("torch", "intaglio.store", "intaglio.analyse")
     code = f"import sys, intaglio.report; print([m for m in sys.modules if m in {barred}])"

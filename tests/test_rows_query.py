@@ -97,6 +97,21 @@ def test_rows_refuses_in_one_line(run, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("option", ["--out", "--drop"])
+def test_rows_never_replaces_the_data_it_came_from(option, tmp_path, capsys):
+    folder, data, other = tmp_path / "run", tmp_path / "mine.jsonl", tmp_path / "other.jsonl"
+    data.write_text('{"text": "dear to me"}\n')
+    write_run(folder, World())
+    place = open_run(folder).folder
+    (place / "rows.jsonl").write_text('{"text": "dear to me"}\n' * World().examples)
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps(manifest | {"data": {"name": str(data)}}))
+    words = ["--out", data] if option == "--out" else ["--out", other, "--drop", data]
+    assert "the data that the run was made from" in fails(capsys, "rows", folder, *words)
+    assert data.read_text() == '{"text": "dear to me"}\n' and not other.exists()
+    intaglio("rows", folder, "--out", other)
+
+
 SQL = "select step, example, shift from visits order by step, slot limit 2"
 
 

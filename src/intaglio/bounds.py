@@ -37,7 +37,7 @@ BOUNDS: dict[str, Bound] = {
     "weight_decay": Bound(lambda x: 0 <= x < inf, "the weight decay must not be negative", "0 or more"),
     "clip": Bound(lambda x: x > 0, "the longest gradient must be positive", "0 for no limit, or more"),
     "lora_rank": Bound(lambda n: n >= 1, "the rank, {name}, is too small", "1 or more"),
-    "seed": Bound(lambda n: 0 <= n < 2**63, "the seed must not be negative", "0 or more, below 2 to the 63rd"),
+    "seed": Bound(lambda n: 0 <= n < 2**63, "the seed is out of range", "0 or more, below 2 to the 63rd"),
 }
 
 

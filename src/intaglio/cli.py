@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from operator import getitem
 from typing import Any, get_args
@@ -67,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     if not argv or argv[0].startswith("-") or argv[0] in GROUPS:
         for command in COMMANDS:
             functools.reduce(getitem, command.split(), app)  # imports it, so that the list shows the first line of each
+    warnings.formatwarning = _one_line
     try:
         command, bound, _ = app.parse_args(argv, exit_on_error=False, print_error=False)
         _check_apart(bound.arguments)
@@ -104,9 +106,22 @@ def _is_file(place: Any, path: str) -> bool:
     return os.path.isfile(place) and os.path.samefile(place, path)
 
 
+_usual = warnings.formatwarning
+
+
+def _one_line(message: Warning | str, *place: Any, **line: Any) -> str:
+    """A warning of ours as one line: which line of the source it comes from helps nobody."""
+    text = str(message)
+    return f"{_printable(text)}\n" if text.startswith("intaglio: ") else _usual(message, *place, **line)
+
+
+def _printable(text: str) -> str:
+    """On one line, and nothing steers the terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.split()))
+
+
 def _stop(text: str, code: int) -> None:
-    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.split()))  # nothing steers the terminal
-    print(f"intaglio: {line}", file=sys.stderr)
+    print(f"intaglio: {_printable(text)}", file=sys.stderr)
     raise SystemExit(code) from None
 
 

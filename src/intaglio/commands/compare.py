@@ -30,12 +30,13 @@ def compare(run_a: Path, run_b: Path, *, out: Path = Path("compare.html"), lang:
     """
     from intaglio.analyse import add_texts, analyse_run
     from intaglio.analyse import compare as compare_findings
-    from intaglio.files import check_file, write_text
+    from intaglio.commands.report import check_page
+    from intaglio.files import write_text
     from intaglio.report import render_compare
     from intaglio.store.run import open_run
 
     runs = open_run(run_a), open_run(run_b)
-    check_file(out)
+    check_page(out)
     a, b = (analyse_run(run, texts_for=0) for run in runs)
     found = compare_findings(a, b)
     shown = [example for examples in found["different"].values() for example in examples]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from intaglio.errors import StoreError
+from intaglio.errors import InputError, StoreError
 from intaglio.files import check_file, write_text
 
 if TYPE_CHECKING:
@@ -37,13 +37,28 @@ def report(run: Path, *, out: Path | None = None, lang: Literal["en", "ru"] = "e
     from intaglio.store.run import open_run
 
     opened = open_run(run)
-    check_file(out or opened.folder / "report.html")
+    check_page(out or opened.folder / "report.html")
     _, path = write_report(opened, out=out, lang=lang)
     print(path)
     if open_browser:
         import webbrowser
 
         webbrowser.open(path.absolute().as_uri())
+
+
+def check_page(path: Path) -> None:
+    """Refuse, before any work, a place that cannot be written, or one of something else, such as the data or a manifest.
+
+    Raises:
+        InputError: it is.
+    """
+    check_file(path)
+    if not path.is_file():
+        return  # nothing there yet, or a pipe or a device
+    with path.open("rb") as file:
+        start = file.read(64).lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    if start and not start.startswith((b"<!doctype html", b"<html")):
+        raise InputError("this file is no page, and would be lost", got=str(path), expected="a new file, or a page to replace")
 
 
 def write_report(run: Run, *, out: Path | None = None, lang: str = "en") -> tuple[Findings, Path]:

@@ -98,4 +98,7 @@ def _check_target(path: Path | None, run: Run) -> None:
     parent = path.absolute().parent
     if run.folder.resolve() in (parent.resolve(), *parent.resolve().parents):
         raise InputError("a run is never written into", got=str(path), expected="a file outside the run's folder")
+    data = Path(str((run.manifest.get("data") or {}).get("name") or ""))
+    if path.exists() and data.is_file() and path.samefile(data):
+        raise InputError("this is the data that the run was made from", got=str(path), expected="another file")
     check_file(path)
