@@ -61,6 +61,26 @@ def test_comparison_captions_say_what_is_measured(two):
         assert "<figcaption>" in figure and "<svg" in figure, figure[:200]
 
 
+@pytest.mark.parametrize("lang", ["en", "ru"])
+def test_probes_of_one_name_and_size_but_other_texts_are_not_called_the_same(findings, lang):
+    def watched(**prints: str) -> Findings:
+        roles = {p.role: p.probe for p in findings.probes}
+        probes = {roles[r]: {"items": 8, "role": r, "fingerprint": found} for r, found in prints.items()}
+        return replace(findings, manifest={**findings.manifest, "probes": probes})
+
+    said = Texts(lang)
+    a = watched(target="t1", anchor="a1")
+    for b, others in ((watched(target="t1", anchor="a1"), []), (watched(target="t1", anchor="a2"), ["anchor"]),
+                      (watched(target="t2", anchor="a2"), ["target", "anchor"])):  # fmt: skip
+        found = compare(a, b)
+        assert next(t["same"] for t in found["terms"] if t["term"] == "probes") is (not others)
+        page = Reader(render_compare(a, b, found, lang=lang)).text
+        for role in ("target", "anchor"):
+            assert (str(said(f"compare.other_{role}")) in page) == (role in others)
+    unknown = watched(target="t1", anchor=None)
+    assert compare(a, unknown)["other_texts"] == []
+
+
 def test_comparison_joins_examples_by_id(findings, other):
     shared = len({e.example for e in findings.examples} & {e.example for e in other.examples})
     for lang in ("en", "ru"):

@@ -29,7 +29,8 @@ def compare(a: Findings, b: Findings) -> dict[str, Any]:
 
     Returns:
         `runs`: both names. `same_subject`. `terms`: what both were trained and measured on, see
-        `terms`. `different`: ids of the shared texts that differ most, see `different`. `numbers`: one
+        `terms`. `different`: ids of the shared texts that differ most, see `different`. `other_texts`: roles whose probe is
+        not the same texts in both. `numbers`: one
         entry per number of the whole run, {name, a, b}. `groups`, `examples`: one entry per group or text that both have, with
         {a: {...}, b: {...}}. `group_carry`: where both split their momentum by group, one entry {group, a, b}
         per group of either, shares of the steps' length. `only_a`, `only_b`: how many texts one run alone has.
@@ -41,6 +42,7 @@ def compare(a: Findings, b: Findings) -> dict[str, Any]:
         "same_subject": _fingerprint(a) is not None and _fingerprint(a) == _fingerprint(b),
         "terms": terms(a, b),
         "different": different(a, b),
+        "other_texts": [role for role in ("target", "anchor") if other_texts(a, b, role)],
         "numbers": [{"name": n, "a": _value(a, n), "b": _value(b, n)} for n in _NUMBERS],
         "probes": [
             {"probe": p, "a": _probe(x), "b": _probe(y)}
@@ -87,8 +89,8 @@ _TERMS: dict[str, Callable[[Findings], Any]] = {
 def terms(a: Findings, b: Findings) -> list[dict[str, Any]]:
     """What two runs were trained and measured on, one entry per term: {term, a, b, same}.
 
-    `same` is None where a run did not record it. Subject and data are compared by fingerprint where
-    both have one: one name may hide two models, two names one. Terms that neither run records are left out.
+    `same` is None where a run did not record it. Subject, data and probes are compared by fingerprint where
+    both have one: one name may hide two models or other texts, two names one. Terms that neither run records are left out.
     """
     found = []
     for term, read in _TERMS.items():
@@ -96,9 +98,9 @@ def terms(a: Findings, b: Findings) -> list[dict[str, Any]]:
         if x is None and y is None:
             continue
         same = None if x is None or y is None else x == y
-        prints = [_print(f.manifest.get(term)) for f in (a, b)] if term in ("subject", "data") else [None, None]
-        if None not in prints:
-            same = prints[0] == prints[1]
+        first, second = _prints(a, term), _prints(b, term)
+        if first is not None and second is not None:
+            same = first == second
         found.append({"term": term, "a": x, "b": y, "same": same})
     return found
 
@@ -109,6 +111,22 @@ def _name(value: Any) -> Any:
 
 def _print(value: Any) -> Any:
     return value.get("fingerprint") if isinstance(value, Mapping) else None
+
+
+def _prints(f: Findings, term: str) -> Any:
+    """What a term's texts or weights are known by; None where the manifest does not say it of all of them."""
+    if term == "probes":
+        found = {name: _print(probe) for name, probe in _mapping(f, "probes").items()}
+        return found if found and None not in found.values() else None
+    return _print(f.manifest.get(term)) if term in ("subject", "data") else None
+
+
+def other_texts(a: Findings, b: Findings, role: str) -> bool:
+    """Whether both runs have a probe of this role, and it is known not to be the same texts."""
+    prints = [
+        next((_print(_mapping(f, "probes").get(p.probe)) for p in f.probes if p.role == role), None) for f in (a, b)
+    ]
+    return None not in prints and prints[0] != prints[1]
 
 
 def _mapping(f: Findings, key: str) -> Mapping[str, Any]:
@@ -141,7 +159,7 @@ def _listed(value: Any) -> Any:
 
 
 def _probes(f: Findings) -> str | None:
-    """Names and sizes: the nearest a manifest comes to saying which texts they are."""
+    """Names and sizes, as people read them; which texts they are, their fingerprints say."""
     probes = _mapping(f, "probes")
     said = [
         f"{name} ({p['items']})" if isinstance(p, Mapping) and "items" in p else str(name) for name, p in probes.items()

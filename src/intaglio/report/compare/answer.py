@@ -94,7 +94,7 @@ def understood(two: Two) -> Markup:
     judged = [two.n.whole(sum(c.values()) - c["no evidence"]) for c in counts]
     said = [two.views[0].strong(two.n.whole(c["understood"])) for c in counts]
     return t("compare.verdicts", a=two.run(0), b=two.run(1), understood_a=said[0], understood_b=said[1],
-             judged_a=judged[0], judged_b=judged[1]) + " " + _forgot(two)  # fmt: skip
+             judged_a=judged[0], judged_b=judged[1]) + _other(two, "target") + " " + _forgot(two)  # fmt: skip
 
 
 def _of_role(view: View, role: str) -> ProbeFinding | None:
@@ -106,7 +106,12 @@ def _forgot(two: Two) -> Markup:
     if None in changes:
         return two.t("compare.forgot_unknown")
     said = [two.views[0].strong(two.n.signed_percent(change)) for change in changes]
-    return two.t("compare.forgot", a=two.run(0), b=two.run(1), change_a=said[0], change_b=said[1])
+    return two.t("compare.forgot", a=two.run(0), b=two.run(1), change_a=said[0], change_b=said[1]) + _other(two, "anchor")
+
+
+def _other(two: Two, role: str) -> Markup:
+    """That a probe is not the same texts in both, where that is known; the numbers beside it speak of each alone."""
+    return " " + two.t(f"compare.other_{role}") if role in two.comparison.get("other_texts", ()) else Markup("")
 
 
 def _change(probe: ProbeFinding | None) -> float | None:
