@@ -105,3 +105,23 @@ def test_a_model_of_another_task_is_refused_by_name(task, tmp_path):
     with pytest.raises(UnmeasurableError, match=r"not a causal language model; got .*(For|T5)"):
         Ledger(model, optimizer, out=tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-4), (torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_the_books_are_held_against_what_their_coarsest_weight_allows(dtype, tolerance, all_of_them, tmp_path):
+    model = adapted("llama_gqa")
+    for p in [p for p in model.parameters() if p.requires_grad][: None if all_of_them else 2]:
+        p.data = p.data.to(dtype)
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    with Ledger(model, optimizer, out=tmp_path / "run", quiet=True, strict=True,
+                probes={"target": batch(texts(seed=9))}, probe_every=1):  # fmt: skip
+        for seed in range(3):
+            model(**batch(texts(seed=seed))).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    run = open_run(tmp_path / "run")
+    assert run.manifest["tolerance"] == tolerance and "fault" not in run.manifest
+    assert max(row["closure"] for row in run.table("steps").to_pylist()) < tolerance
+    for row in run.table("probes").to_pylist()[:3]:
+        assert abs(row["residual_nats"]) < 0.5 * abs(row["measured_change_nats"]) + 1e-2

@@ -76,7 +76,7 @@ def prepare(
 
 def _direct(accounts: CreditAccounts, halves: dict[int, Tensor], weight: Weight, direction: Tensor, factor: float) -> None:
     if weight.kind.startswith("lora"):
-        halves[id(weight.param)] = direction * factor
+        halves[id(weight.param)] = direction.float() * factor
     else:
         accounts.directions.plain[id(weight.param)] = (direction, factor)
 

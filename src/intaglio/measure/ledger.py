@@ -49,8 +49,8 @@ from intaglio.model.tap import Tap
 from intaglio.store.run import Run, RunWriter
 
 LEVELS = ("norms", "full", "exact")
-TOLERANCE = {torch.float32: 1e-4}  # closure that counts as closed; anything of 16 bits: 1e-2
-COARSE = 1e-2  # what 16 bits leave of closure, in weights or under autocast
+TOLERANCE = 1e-4  # closure that counts as closed
+COARSE = 1e-2  # the same where anything has 16 bits: what 16 bits leave of closure, in weights or under autocast
 FLUSH_SECONDS = 20.0
 
 
@@ -152,7 +152,8 @@ class Ledger:
             self.snapshot = Snapshot()
             self.net: NetDistance | None = NetDistance(self.layout)
             self.lora_weight2 = lora_weight2(self.layout)
-            self.tolerance = min(TOLERANCE.get(w.param.dtype, COARSE) for w in self.layout.weights)
+            coarse = any(w.param.element_size() < 4 for w in self.layout.weights)
+            self.tolerance = COARSE if coarse else TOLERANCE
             self.path_l2 = 0.0
             self.latest: dict[str, Any] = {}
             self.group_carry, self.group_momentum = None, group_momentum
