@@ -348,7 +348,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tiny, data, intaglio, refu
     monkeypatch.setattr(Path, "write_text", full)
     assert "No space left" in refused("report", tmp_path / "run", "--out", tmp_path / "page.html")
     assert not list(tmp_path.glob("*page*"))
-    assert "cannot write" in refused("report", tmp_path / "run", "--out", tmp_path / "missing" / "page.html")
+    assert "no such folder" in refused("report", tmp_path / "run", "--out", tmp_path / "missing" / "page.html")
 
 
 def test_a_state_cut_short_is_not_taken_for_whole(tiny, data, intaglio, tmp_path):

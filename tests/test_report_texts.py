@@ -82,6 +82,7 @@ def test_no_text_is_unused():
         *_TERMS,
     }
     rules = {f"rule_{name}" for name in quoted} | {f"{kind}_{i}" for kind in ("for", "against") for i in range(5)}
+    roles = {f"compare.{word}_{role}" for word in ("no", "other") for role in ("anchor", "target")}
     notes = {f"{name}{end}" for name in quoted | from_data for end in ("_note", "_none", "_means", "_key")}
 
     def used(key: str) -> bool:
@@ -93,7 +94,7 @@ def test_no_text_is_unused():
         )
         return (
             key in quoted
-            or key in WHY_KEYS
+            or key in roles | set(WHY_KEYS)
             or key.removeprefix("measure.") in MEASURES
             or (prefix and (key[:5] in ("count", "means", "units") or tail in quoted | from_data | rules | notes))
         )

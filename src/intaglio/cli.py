@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from operator import getitem
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from cyclopts import App, CycloptsError, Parameter, convert
 
@@ -62,8 +62,12 @@ def function_of(command: str) -> Callable[..., None]:
     return getattr(importlib.import_module(f"intaglio.commands.{words[0]}"), words[-1])
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run one command; a user's fault is one line on stderr and exit code 2."""
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run one command and exit; a user's fault is one line on stderr and exit code 2.
+
+    Raises:
+        SystemExit: always; 0 when the command did its work, 2 for bad input, 130 when interrupted.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0].startswith("-") or argv[0] in GROUPS:
         for command in COMMANDS:
@@ -73,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         command, bound, _ = app.parse_args(argv, exit_on_error=False, print_error=False)
         _check_apart(bound.arguments)
         command(*bound.args, **bound.kwargs)
+        raise SystemExit(0)
     except (IntaglioError, CycloptsError) as error:
         _stop(str(error), 2)
     except KeyboardInterrupt:
@@ -120,7 +125,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.split()))
 
 
-def _stop(text: str, code: int) -> None:
+def _stop(text: str, code: int) -> NoReturn:
     print(f"intaglio: {_printable(text)}", file=sys.stderr)
     raise SystemExit(code) from None
 
