@@ -353,7 +353,7 @@ def _read_hub(source: str, limit: int | None, *, streaming: bool) -> list[Any]:
         part = parts["train"] if "train" in parts else next(iter(parts.values()))
         return list(part if limit is None else part.take(limit))
     except Exception as error:  # gated, a script, an unknown configuration: the library raises a dozen kinds
-        raise DataError(f"the hub's data set {source} cannot be read: {_short(str(error))}") from None
+        raise DataError(f"the hub's data set {source} cannot be read: {_short(str(error.__cause__ or error))}") from None
 
 
 def _check_hub(name: str) -> None:
@@ -369,6 +369,8 @@ def _check_hub(name: str) -> None:
     except RepositoryNotFoundError:
         raise DataError("no such data, neither as a file nor on the hub", got=name, expected=expected) from None
     except Exception:  # offline in any of its many ways, or not a well-formed id
+        if list(cache_folder("datasets").glob(name.replace("/", "___"))):
+            expected = "the hub, or HF_HUB_OFFLINE=1 to take what was fetched before"
         raise DataError(
             "no such data: not a file, and the hub cannot be reached", got=name, expected=expected
         ) from None

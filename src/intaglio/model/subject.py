@@ -23,7 +23,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,8 +193,7 @@ def _from_hub(spec: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        _check_on_hub(spec)
-        with _status(f"fetching {spec}"):
+        with nullcontext() if _is_cached(spec) else _status(f"fetching {spec}"):
             return Path(snapshot_download(spec, allow_patterns=_HUB_FILES))
     except GatedRepoError:
         raise SubjectError("the model is gated: its licence has to be accepted on the hub", got=spec) from None
@@ -207,12 +206,14 @@ def _from_hub(spec: str) -> Path:
         ) from None  # fmt: skip
 
 
-def _check_on_hub(spec: str) -> None:
-    """Ask before anything is said to be fetched; nothing is asked where the model is in the cache."""
+def _is_cached(spec: str) -> bool:
+    """Where it is not, the hub is asked whether it has it, before anything is said to be fetched."""
     from huggingface_hub import model_info, try_to_load_from_cache
 
-    if not isinstance(try_to_load_from_cache(spec, "config.json"), str):
-        model_info(spec, timeout=20)
+    if isinstance(try_to_load_from_cache(spec, "config.json"), str):
+        return True
+    model_info(spec, timeout=20)
+    return False
 
 
 # --- loading -------------------------------------------------------------------------------
