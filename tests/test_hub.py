@@ -11,11 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from intaglio.store.run import open_run
-
 from tests.conftest import save_subject
 from tests.hub import hub
+
+from intaglio.store.run import open_run
 
 Command = Callable[..., subprocess.CompletedProcess]
 
