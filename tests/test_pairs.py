@@ -183,7 +183,7 @@ def test_going_on_keeps_the_finished_rotation_and_takes_up_the_other(both, roomy
         with pytest.raises(KeyboardInterrupt):
             steps(str(roomy), **options)
     before = (tmp_path / "run-a" / "manifest.json").stat().st_mtime_ns
-    with pytest.raises(RecipeError, match=r"the run at .*run-a has another recipe"):
+    with pytest.raises(RecipeError, match=r"the run at .*run-a was begun with other settings"):
         steps(str(roomy), **options, resume=True, seed=3)
     steps(str(roomy), **options, resume=True)
     assert (tmp_path / "run-a" / "manifest.json").stat().st_mtime_ns == before

@@ -121,7 +121,7 @@ def test_killed_while_finishing(tiny, data, tmp_path, monkeypatch):
 def test_another_recipe_is_refused_and_nothing_is_lost(change, tiny, cut):
     out, data, probe = cut
     before = {p: p.read_bytes() for p in open_run(out).folder.rglob("*.parquet")}
-    with pytest.raises(RecipeError, match="has another"):
+    with pytest.raises(RecipeError, match="was begun with other"):
         train(tiny, data, out, resume=True, **(dict(probe=[probe], checkpoint_every=2) | change))
     assert before and {p: p.read_bytes() for p in open_run(out).folder.rglob("*.parquet")} == before
 
@@ -129,17 +129,17 @@ def test_another_recipe_is_refused_and_nothing_is_lost(change, tiny, cut):
 def test_other_data_or_another_model_is_refused(tiny, tmp_path, cut):
     out, data, probe = cut
     other = write_jsonl(tmp_path / "other.jsonl", [{"text": "something else"}])
-    with pytest.raises(RecipeError, match="another data"):
+    with pytest.raises(RecipeError, match="other data"):
         train(tiny, other, out, resume=True, probe=[probe], checkpoint_every=2)
     subject = save_subject(tmp_path / "tiny", seed=3)
-    with pytest.raises(RecipeError, match="another subject"):
+    with pytest.raises(RecipeError, match="other model"):
         train(subject, data, out, resume=True, probe=[probe], checkpoint_every=2)
 
 
 def test_probes_are_compared_by_what_they_say_and_not_by_their_size(tiny, tmp_path, cut):
     out, data, probe = cut
     other = write_jsonl(tmp_path / "anchor.jsonl", [{"text": "a cat hid"}])  # as many texts, as many tokens
-    with pytest.raises(RecipeError, match=r"another probes \(anchor\)"):
+    with pytest.raises(RecipeError, match=r"other probes \(anchor\)"):
         train(tiny, data, out, resume=True, probe=[f"anchor={other}"], checkpoint_every=2)
     same = write_jsonl(tmp_path / "again.jsonl", [{"text": "a cat ran", "group": "of no matter"}])
     ids = {p: command.ready.read_probes({"anchor": str(p)}, _tokenizer(tiny), max_tokens=64, truncate=False)["anchor"]

@@ -126,6 +126,13 @@ def test_query_prints_a_table_csv_and_json(run, capsys):
     assert [tuple(r.values()) for r in json.loads(capsys.readouterr().out)] == truth
 
 
+def test_query_json_keeps_columns_of_one_name(run, capsys):
+    intaglio("query", run, "select 1 a, 2 a, 3 a_2, 4 a, sum(step), sum(step) from visits", "--format", "json")
+    (row,) = json.loads(capsys.readouterr().out)
+    assert list(row.items())[:4] == [("a", 1), ("a_3", 2), ("a_2", 3), ("a_4", 4)]
+    assert row["sum(step)"] == row["sum(step)_2"]
+
+
 def test_query_limits_and_says_how_much_is_left(run, capsys):
     intaglio("query", run, "select * from visits")
     assert "94 more rows" in capsys.readouterr().out

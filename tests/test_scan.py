@@ -208,7 +208,7 @@ def test_another_precision_is_not_gone_on_with(tiny, data, tmp_path, monkeypatch
         with pytest.raises(Killed):
             scan(tiny, data, tmp_path / "cut")
     monkeypatch.setattr(ready, "precision", lambda: "bfloat16")
-    with pytest.raises(RecipeError, match="another precision"):
+    with pytest.raises(RecipeError, match="other precision"):
         scan(tiny, data, tmp_path / "cut", resume=True)
 
 
@@ -218,7 +218,7 @@ def test_probes_of_a_scan_are_compared_by_content(tiny, data, probes, tmp_path, 
         with pytest.raises(Killed):
             scan(tiny, data, tmp_path / "cut", probe=probes)
     (tmp_path / "anchor.jsonl").write_text('{"text": "a cat hid"}\n{"text": "two dogs"}\n')
-    with pytest.raises(RecipeError, match="another probes"):
+    with pytest.raises(RecipeError, match="other probes"):
         scan(tiny, data, tmp_path / "cut", probe=probes, resume=True)
 
 
@@ -231,7 +231,7 @@ def test_another_scan_is_not_gone_on_with(tiny, data, probes, tmp_path, monkeypa
     subject = save_subject(tmp_path / "tiny", seed=5)
     for words in (dict(seed=1), dict(probe=probes[:1]), dict(data=other), dict(subject=subject)):
         found = dict(subject=tiny, data=data, probe=probes) | words
-        with pytest.raises(RecipeError, match="has another"):
+        with pytest.raises(RecipeError, match="was begun with other"):
             scan(found.pop("subject"), found.pop("data"), tmp_path / "cut", resume=True, **found)
 
 

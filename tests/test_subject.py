@@ -100,6 +100,17 @@ def test_the_malformed_gguf_is_refused_and_leaves_nothing(
     assert not [p for p in (tmp_path / "models").iterdir() if p.is_dir()]
 
 
+@pytest.mark.parametrize("data, words", [
+    (b"", "is no GGUF"), (b"PK\x03\x04" * 50, "is no GGUF"), (b"GGUF", "is a malformed GGUF: it is cut short"),
+])  # fmt: skip
+def test_what_only_has_the_name_of_a_gguf(data: bytes, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTAGLIO_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "m.gguf").write_bytes(data)
+    with pytest.raises(SubjectError) as caught:
+        subject.load_subject(tmp_path / "m.gguf")
+    one_line(caught.value, words)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "state.pkl"])
 def test_pickles_are_refused(folder: Path, name: str) -> None:
     (folder / "model.safetensors").rename(folder / name)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from intaglio.commands import disk
+from intaglio.words import counted
 
 FULL_RATIO = {"norms": 1.15, "full": 1.6, "exact": 2.5}  # of a plain step, rounded up from benchmarks/overhead.py
 
@@ -35,8 +36,9 @@ def print_plan(job: Any, console: Any) -> None:
     training = step_seconds * recipe.steps
     whole = training * FULL_RATIO[job.level] + probes + rescans
     lines = [
-        f"{recipe.steps} steps of {recipe.batch_size * recipe.accumulate} examples, {visits} visits, "
-        f"{visits * tokens:,.0f} tokens; {layout.coverage:.1%} of {layout.n_trainable:,} trained parameters measured",
+        f"{counted(recipe.steps, 'step')} of {counted(recipe.batch_size * recipe.accumulate, 'example')}, "
+        f"{counted(visits, 'visit')}, {visits * tokens:,.0f} tokens; "
+        f"{layout.coverage:.1%} of {layout.n_trainable:,} trained parameters measured",
         f"time: about {_minutes(whole)}, of which training alone {_minutes(training)}"
         + (f", probes {_minutes(probes)} ({disk.probe_measurements(job)} times {len(job.probes)})" if job.probes else "")
         + (f", {job.rescan} rescans {_minutes(rescans)}" if job.rescan else ""),
@@ -123,7 +125,7 @@ def print_scan_plan(loaded: Any, found: Any, probes: dict[str, Any], batch_size:
     size = sum(p.numel() for p in loaded.model.parameters()) * 4
     tables = disk.scan_table_bytes(found.data, probes, scorer.collector.projections.width)
     written = sum(tables.values()) + disk.data_bytes(found.originals)
-    console.print(f"  {len(data)} examples, time: about {_minutes(seconds)}", highlight=False)
+    console.print(f"  {counted(len(data), 'example')}, time: about {_minutes(seconds)}", highlight=False)
     console.print(f"  memory: {human(size * (1 + len(probes)))} for weights and probe gradients", highlight=False)
     page = disk.scan_page_bytes(found.data)
     console.print(f"  disk: tables about {human(written)}, the page {human(page)}", highlight=False)

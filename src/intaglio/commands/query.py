@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from intaglio.errors import InputError
 from intaglio.store import query as store
 from intaglio.store.run import open_run
+from intaglio.words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,7 +50,7 @@ def query(run: Path, sql: str, *, format: Literal["table", "csv", "json"] = "tab
     most = limit if limit is not None else _TABLE_ROWS if format == "table" else found.num_rows
     {"table": print_table, "csv": print_csv, "json": print_json}[format](found.slice(0, most))
     if format == "table" and found.num_rows > most:
-        print(f"{found.num_rows - most} more rows; --limit {found.num_rows} prints all")
+        print(f"{counted(found.num_rows - most, 'more row')}; --limit {found.num_rows} prints all")
 
 
 def print_table(found: pa.Table) -> None:
@@ -96,7 +98,12 @@ def print_csv(found: pa.Table) -> None:
 
 
 def print_json(found: pa.Table) -> None:
-    """One array of objects; bytes and dates as text, NaN as null."""
-    rows = [{name: _plain(value) for name, value in row.items()} for row in found.to_pylist()]
+    """One array of objects; bytes and dates as text, NaN as null; columns of one name are numbered."""
+    names: list[str] = []
+    for name in found.column_names:
+        taken = {*names, *found.column_names[len(names) + 1 :]}
+        numbered = (f"{name}_{n}" for n in itertools.count(2))
+        names.append(name if name not in names else next(n for n in numbered if n not in taken))
+    rows = [{name: _plain(value) for name, value in row.items()} for row in found.rename_columns(names).to_pylist()]
     json.dump(rows, sys.stdout, ensure_ascii=False, indent=1, default=str)
     print()

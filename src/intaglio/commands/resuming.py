@@ -7,6 +7,7 @@ from typing import Any
 
 from intaglio.errors import RecipeError
 
+CALLED = {"recipe": "settings", "subject": "model"}  # keys of the manifest in other words
 
 def check_same(job: Any, manifest: dict[str, Any]) -> None:
     """Refuse to go on with a run that was begun otherwise."""
@@ -24,9 +25,10 @@ def check_same(job: Any, manifest: dict[str, Any]) -> None:
     ):  # fmt: skip
         then = manifest.get(key)
         if then is not None and then != now:
-            differs = sorted(k for k in {*now, *then} if then.get(k) != now.get(k)) if isinstance(now, dict) else [key]
+            named = sorted(k for k in {*now, *then} if then.get(k) != now.get(k)) if key in ("recipe", "probes") else []
+            what = CALLED.get(key, key) + (f" ({', '.join(named)})" if named else "")
             raise RecipeError(
-                f"the {'' if job.out.exists() else 'unfinished '}run at {job.out} has another {key} ({', '.join(differs)})",
+                f"the {'' if job.out.exists() else 'unfinished '}run at {job.out} was begun with other {what}",
                 expected="the same command line with --resume, or --force to start anew",
             )
 

@@ -12,6 +12,7 @@ from intaglio.analyse.worst import WorstExample
 from intaglio.errors import DataError, InputError, StoreError
 from intaglio.files import check_file, write_lines
 from intaglio.store.run import Run, open_run
+from intaglio.words import counted
 
 
 def rows(run: Path, *, worst: int = 50, out: Path, drop: Path | None = None) -> None:
@@ -56,11 +57,11 @@ def rows(run: Path, *, worst: int = 50, out: Path, drop: Path | None = None) -> 
         raise InputError(f"{opened.folder} does not say which rows its examples are",
                          expected="a run of intaglio train or scan, or Ledger(..., sources=...)")  # fmt: skip
     write_lines(out, (_described(row, found, originals) for row, found in chosen))
-    print(f"{len(chosen)} rows, worst first: {out}")
+    print(f"{counted(len(chosen), 'row')}, worst first: {out}")
     if drop is not None and originals is not None:
         dropped = {row for row, _ in chosen}
         write_lines(drop, (line for row, line in enumerate(originals) if row not in dropped))
-        print(f"{len(originals) - len(dropped)} rows without them: {drop}")
+        print(f"{counted(len(originals) - len(dropped), 'row')} without them: {drop}")
 
 
 def original_rows(run: Run) -> list[dict[str, Any]] | None:

@@ -9,6 +9,7 @@ from typing import Any
 from intaglio.commands import prepare as ready
 from intaglio.commands import scoring
 from intaglio.commands.options import Lang, Probes, check_options, explained
+from intaglio.words import counted
 
 
 @explained
@@ -103,7 +104,7 @@ def _score_all(
 
     left = list({item.example: item for item in found.data if item.example not in done}.values())
     if done:
-        console.print(f"  {len(done)} examples were scored before the interruption", highlight=False)
+        console.print(f"  scored before the interruption: {counted(len(done), 'example')}", highlight=False)
     total = -(-len(left) // batch_size)
     try:
         scoring.score_rows(

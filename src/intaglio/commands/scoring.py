@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from intaglio.commands.resuming import CALLED
 from intaglio.errors import RecipeError, TrainingError
 
 FLUSH_SECONDS = 10.0
@@ -70,7 +71,7 @@ def scored_before(writer: Any, manifest: dict[str, Any]) -> set[str]:
     differs = [k for k in _COMPARED if writer.manifest.get(k) != manifest[k]]
     if differs:
         raise RecipeError(
-            f"the unfinished run at {writer.folder} has another {', '.join(differs)}",
+            f"the unfinished run at {writer.folder} was begun with other {', '.join(CALLED.get(k, k) for k in differs)}",
             expected="the same command line with --resume, or --force to start anew",
         )
     run = Run(writer.folder)

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from intaglio.data.encode import Encoded
 from intaglio.data.vocab import is_special, letters, token_bytes
+from intaglio.words import counted
 
 NEAR_JACCARD = 0.8  # two texts are near duplicates from here on
 _SHINGLE_CHARACTERS = 5
@@ -49,7 +50,8 @@ class Audit:
 
     def lines(self) -> list[str]:
         """The audit as readable lines; the first counts, the others say what is wrong, if anything."""
-        lines = [f"{self.rows} rows, {self.tokens} tokens (longest row {self.longest}), {self.targets} trained on"]
+        size = f"{counted(self.rows, 'row')}, {counted(self.tokens, 'token')} (longest row {self.longest:,})"
+        lines = [f"{size}, {self.targets:,} trained on"]
         starts = "starts" if len(self.doubled_first) == 1 else "start"
         for words, rows in (
             ("with nothing to train on", self.empty_masks),
@@ -59,12 +61,12 @@ class Audit:
             ("with a broken encoding, repaired", self.repaired),
         ):
             if rows:
-                lines.append(f"{_count(len(rows))} {words}: {_listed(rows)}")
+                lines.append(f"{counted(len(rows), 'row')} {words}: {_listed(rows)}")
         for words, groups in (("exact duplicates", self.duplicates), ("near duplicates", self.near_duplicates)):
             if groups:
                 repeats = sum(map(len, groups)) - len(groups)
                 shown = "; ".join(" = ".join(map(str, g[:_SHOWN])) for g in groups[:_SHOWN])
-                lines.append(f"{words}, {_count(repeats)} too many: {shown}{_more(len(groups))}")
+                lines.append(f"{words}, {counted(repeats, 'row')} too many: {shown}{_more(len(groups))}")
         return lines if len(lines) > 1 else [*lines, "nothing wrong was found in them"]
 
 
@@ -108,7 +110,7 @@ def show_row(item: Encoded, tokenizer: Any) -> Group:
         text.append(letter, style=f"{'cyan' if control else ''} {'bold underline' if trained else 'dim'}".strip())
     if inside:
         text.append("◂", style="bold")
-    head = f"row {item.row}: {len(item.input_ids)} tokens, {item.targets} trained on"
+    head = f"row {item.row}: {counted(len(item.input_ids), 'token')}, {item.targets:,} trained on"
     legend = Text.assemble(("▸trained on◂", "bold underline"), ("  context  ", "dim"), ("<control token>", "cyan"))
     return Group(Text(head), text, legend)
 
@@ -135,10 +137,6 @@ def _groups(pairs: Iterable[tuple[Any, int]]) -> list[tuple[int, ...]]:
     for key, row in pairs:
         found[key].append(row)
     return [tuple(rows) for rows in found.values()]
-
-
-def _count(n_rows: int) -> str:
-    return "1 row" if n_rows == 1 else f"{n_rows} rows"
 
 
 def _listed(rows: Sequence[int]) -> str:

@@ -336,10 +336,14 @@ def _convert(path: Path, into: Path) -> None:
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise SubjectError(f"{path} is no GGUF, whatever its name", expected="a file that begins with GGUF")
     try:
         GGUFReader(path)
     except Exception as error:  # the reader's own errors are of every kind
-        raise SubjectError(f"{path} is a malformed GGUF: {_first_line(error)}",
+        wrong = "it is cut short" if isinstance(error, IndexError) else _first_line(error)
+        raise SubjectError(f"{path} is a malformed GGUF: {wrong}",
                            expected="a file whose declared shapes match its data") from None  # fmt: skip
     source = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     try:
