@@ -254,7 +254,7 @@ class Findings:
     unsettled_shift_share: float | None = None  # how much of the sum of |shift| lies in the first ten steps
     # conflict, further
     conflict_strength: Interval = Interval(None)  # sum max(0, -dot) / sum |dot|; null by random signs
-    conflict_p: float | None = None  # two-sided: how often random signs give a share as far from one half
+    conflict_p: float | None = None  # two-sided: how often random signs per example are as far from one half
     conflict_source: str = ""  # pairs (exact), sketches (estimated), or "" where neither was recorded
     # credits: probe -> example ids, strongest first
     taught: dict[str, tuple[str, ...]] = field(default_factory=dict)  # largest positive credit

@@ -114,9 +114,11 @@ def _sketched_pairs(data: RunData) -> Pairs:
 def conflict(data: RunData, pairs: Pairs, *, seed: int) -> dict[str, Any]:
     """Share of pairs with a negative product, and the strength sum max(0, -dot) / sum |dot|, each with its null.
 
-    Null: random signs. Every visit's gradient is multiplied by +1 or -1 at random, so
+    Null: random signs. Every example's gradients are multiplied by +1 or -1 at random, so
     dot_ij becomes s_i s_j dot_ij. That is the right null for "no common direction": it keeps
     every length and every |cosine|, also the strong ones of a low effective dimension.
+    One sign per example, not per visit: a text keeps its direction from epoch to epoch, so two texts
+    that met six times are one piece of evidence, and signs per visit would count it as six.
     Shuffling coordinates would destroy those and make any conflict look large; shuffling visits
     across steps would keep the direction all data share and only ask whether batches are special.
     Interval: bootstrap over steps. Sketched cosines carry an error of 1/sqrt(k) each, which
@@ -131,7 +133,7 @@ def conflict(data: RunData, pairs: Pairs, *, seed: int) -> dict[str, Any]:
     sums = [np.bincount(step, w) for w in ((pairs.dot < 0).astype(float), None, against, np.abs(pairs.dot))]
     counts = resamples(len(sums[0]), seed=seed)
     share, strength = ratio_interval(sums[0], sums[1], counts), ratio_interval(sums[2], sums[3], counts)
-    null_share, null_strength = _sign_null(pairs, seed=seed)
+    null_share, null_strength = _sign_null(data.visits["code"], pairs, seed=seed)
     extreme = np.abs(null_share - 0.5) >= abs(share.value - 0.5) - 1e-12
     return {
         "conflict_share": Interval(share.value, share.low, share.high, number(null_share.mean())),
@@ -151,9 +153,13 @@ def _sampled(data: RunData, pairs: Pairs, *, seed: int) -> Pairs:
     return Pairs(pairs.a[keep], pairs.b[keep], pairs.dot[keep], pairs.cosine[keep], pairs.noise, pairs.source)
 
 
-def _sign_null(pairs: Pairs, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Share and strength of conflict under random signs, one entry per permutation."""
-    units, place = np.unique(np.concatenate([pairs.a, pairs.b]), return_inverse=True)
+def _sign_null(code: np.ndarray, pairs: Pairs, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Share and strength of conflict under random signs of the examples, one entry per permutation.
+
+    Args:
+        code: the example of each visit.
+    """
+    units, place = np.unique(code[np.concatenate([pairs.a, pairs.b])], return_inverse=True)
     a, b = place[: len(pairs.a)], place[len(pairs.a) :]
     total = max(np.abs(pairs.dot).sum(), np.finfo(float).tiny)
     times = 200 if len(a) < 200_000 else 40
