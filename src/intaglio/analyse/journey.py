@@ -88,11 +88,9 @@ def group_carry(data: RunData) -> dict[str, Any]:
 def path(data: RunData) -> dict[str, float | None]:
     """Path, net (both in u) and tortuosity = path / net, with what a random walk would give.
 
-    The null is sqrt(T (1 - b1) / (1 + b1)): steps of random direction under momentum b1
-    (2403.07379). T counts equal steps; here it is (sum |U|)^2 / sum |U|^2, which is the
-    number of steps when their lengths are equal, so that a learning-rate schedule does
-    not look like direction. Steps whose length was not measured are interpolated. A path
-    is never shorter than its net, so the null is at least 1. `path_half_u` is half the 95 % interval that
+    The null is that of steps in random directions under momentum b1 (2403.07379), of the lengths that
+    the steps had, so that a learning-rate schedule does not look like direction: see `random_walk`.
+    Steps whose length was not measured are interpolated. `path_half_u` is half the 95 % interval that
     the steps left out give the path.
     """
     steps, length = data.steps, _every_length(data)
@@ -107,12 +105,26 @@ def path(data: RunData) -> dict[str, float | None]:
     if len(nets) and steps["net_l2"][nets[-1]] > 0:
         at = nets[-1]
         until = length[: at + 1]
-        b1 = momentum(data.manifest)
-        equal_steps = until.sum() ** 2 / (until @ until) if (until > 0).any() else at + 1
         out |= {"net_u": number(steps["net_l2"][at] / data.unit_length),
                 "tortuosity": number(walked[at] / steps["net_l2"][at]),
-                "tortuosity_null": number(max(1.0, np.sqrt(equal_steps * (1 - b1) / (1 + b1))))}  # fmt: skip
+                "tortuosity_null": number(random_walk(until, momentum(data.manifest)))}  # fmt: skip
     return out
+
+
+def random_walk(length: np.ndarray, b1: float) -> float:
+    """Path / net of steps of these lengths in random directions under momentum b1, which starts empty.
+
+    U_t is along sum_{s<=t} b1^(t-s) g_s with fresh g_s, so cos(U_s, U_t) = b1^(t-s) sqrt(V_s / V_t) for
+    s < t, V_t = 1 + b1^2 + ... + b1^(2t): net^2 = sum of l_s l_t cos(U_s, U_t). For T equal steps it goes to
+    sqrt(T (1 - b1) / (1 + b1)) from above; that limit itself would call short runs of noise winding (at
+    b1 = 0.9 and T = 30 it gives 1.26, and noise 1.53), and is below 1 for the shortest. NaN without a step.
+    """
+    net2 = behind = variance = 0.0  # behind: sum over earlier steps of l_s b1^(t-s) sqrt(V_s)
+    for own in length:
+        behind, variance = b1 * behind, 1.0 + b1 * b1 * variance
+        net2 += own * own + 2 * own * behind / np.sqrt(variance)
+        behind += own * np.sqrt(variance)
+    return float(length.sum() / np.sqrt(net2)) if net2 > 0 else np.nan
 
 
 def _every_length(data: RunData) -> np.ndarray:
