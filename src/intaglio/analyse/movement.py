@@ -163,7 +163,7 @@ def group_finding(data: RunData, cols: dict[str, np.ndarray], credit: dict[str, 
     totals = _totals(data, own, members, counts)
     both = np.isfinite(own["learnt"]) & np.isfinite(own["shift_abs"])
     moved_ku = own["shift_abs"][both].sum() / 1000
-    weight = own["length"]
+    weight = witnesses_of_change(own["length"], own["states"])
     return GroupFinding(
         group=group, examples=len(members), visits=int(own["visits"].sum()),
         target_tokens=int(np.nansum(own["target_tokens"])), **totals,
@@ -221,6 +221,15 @@ def weighted_mean(values: np.ndarray, weight: np.ndarray) -> float | None:
     """Mean over the known values, by target tokens: the loss per token of all of them together."""
     known = np.isfinite(values) & np.isfinite(weight) & (weight > 0)
     return number(values[known] @ weight[known] / weight[known].sum()) if known.any() else None
+
+
+def witnesses_of_change(weight: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """The weights of those seen at two states or more, 0 for the rest; unchanged where none was seen twice.
+
+    A text seen once has one loss, first and last: that is a fall not measured, and no fall of 0.
+    """
+    again = states >= 2
+    return np.where(again, weight, 0.0) if again.any() else weight
 
 
 def _with_null(interval: Interval, null: float) -> Interval:

@@ -37,7 +37,7 @@ def analyse_run(run: Any, *, texts_for: int = 60, seed: int = 0) -> Findings:
         coverage=number(manifest.get("coverage")), unmeasured_names=tuple(manifest.get("unmeasured") or ()),
         unit_length=number(data.unit_length), shift_scale=data.scale(),
         **journey.books(data, tolerance), **journey.group_carry(data), **journey.path(data), **_together(data, seed=seed),
-        imitation_gap=verdict.imitation_gap(data, seen, cols["first_loss"], cols["last_loss"]),
+        imitation_gap=verdict.imitation_gap(data, seen, cols["first_loss"], cols["last_loss"], cols["states"]),
         series=journey.series(data), spikes=journey.spikes(data),
         examples=sorted(examples, key=lambda e: -(e.shift_abs_u or 0.0)),
         groups=_groups(data, cols, credit, seen, examples, seed=seed),
@@ -78,6 +78,12 @@ def _anchor_credit(data: RunData, credit: dict[str, np.ndarray]) -> np.ndarray:
     """Each example's credits summed over all anchor probes, in nats; NaN without any."""
     anchors = [values for probe, values in credit.items() if verdict.role_of(data, probe) == "anchor"]
     return np.sum(anchors, axis=0) if anchors else np.full(data.n_examples, np.nan)
+
+
+def _known_sum(values: np.ndarray) -> float:
+    """Sum of those that are known; NaN where none is."""
+    known = values[np.isfinite(values)]
+    return float(known.sum()) if known.size else np.nan
 
 
 def _examples(data: RunData, cols: dict[str, np.ndarray], credit: dict[str, np.ndarray],
@@ -125,7 +131,7 @@ def _groups(data: RunData, cols: dict[str, np.ndarray], credit: dict[str, np.nda
         linked = verdict.linked_losses(seen, facts, {group} - {""})
         states = int(cols["states"][members].max()) if len(members) else 0
         first, last = (np.nan if x is None else x for x in (finding.first_loss_nats, finding.last_loss_nats))
-        judged = verdict.judge(verdict.Losses(first, last, states), linked, seen, anchor[members].sum())
+        judged = verdict.judge(verdict.Losses(first, last, states), linked, seen, _known_sum(anchor[members]))
         tally: dict[str, int] = {}
         for i in members:
             tally[examples[i].verdict] = tally.get(examples[i].verdict, 0) + 1

@@ -233,7 +233,8 @@ def _beyond_wording(own: Losses, target: Losses | None, linked: Losses | None, s
     return "understood", "understood.linked" if linked else "understood.whole_target"
 
 
-def imitation_gap(data: RunData, seen: Witnesses, first: np.ndarray, last: np.ndarray) -> float | None:
+def imitation_gap(data: RunData, seen: Witnesses, first: np.ndarray, last: np.ndarray,
+                  states: np.ndarray) -> float | None:  # fmt: skip
     """Fall on the trained wording less fall in other words, each as a share of its first loss.
 
     Less the same for held-out facts where the probe has some: their fall in other words is
@@ -241,11 +242,12 @@ def imitation_gap(data: RunData, seen: Witnesses, first: np.ndarray, last: np.nd
 
     Args:
         first, last: losses per example, nats per token.
+        states: at how many states each was seen; a fall of one seen once is unknown.
     """
     if seen.target is None:
         return None
     taught = {f for f in (seen.target_items.fact if seen.target_items is not None else ()) if f in seen.facts}
-    use = np.isfinite(first) & np.isfinite(last)
+    use = np.isfinite(first) & np.isfinite(last) & (states >= 2)
     if taught:
         use &= np.array([f in taught for f in data.examples["fact"]], dtype=bool)
     weight = np.nan_to_num(data.examples["targets"]) * use
