@@ -326,6 +326,20 @@ def test_dispersion_of_a_swing_common_to_the_step_is_nothing(tmp_path):
     assert max(e.dispersion for e in data_free.examples) < 1e-12
 
 
+def test_a_fall_common_to_the_run_is_no_dispersion_of_tokens_or_positions(tmp_path):
+    """Writes shrink as the loss does, of every token alike; each token's own share of the step never changes."""
+    writer = RunWriter(tmp_path / "run", {"unit_length": 1.0})
+    for step in range(12):
+        writer.append("visits", {"step": [step], "slot": [0], "push": [1.0], "example": ["e"]})
+        writer.append("tokens", {"step": [step] * 60, "slot": [0] * 60, "position": list(range(60)),
+                                 "token": list(range(60)), "write": np.exp(-step) * np.linspace(1, 2, 60),
+                                 "shift": [0.0] * 60})  # fmt: skip
+    findings = analyse_run(open_run(writer.finish()))
+    assert max(t["dispersion"] for t in findings.token_volatility) < 1e-9
+    first = findings.position_volatility[0]
+    assert first["dispersion"] < 1e-9 and first["level"] == pytest.approx(-11.0)  # mean of -2 step
+
+
 def test_length_is_regressed_out_of_the_level(planted):
     names = by_name(planted)
     targets = np.log([e.targets for e in names.values()])

@@ -43,7 +43,7 @@ def level_and_dispersion(data: RunData) -> dict[str, np.ndarray]:
 def _log_push(data: RunData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of every visit and scan with a push: code, log push^2, and that less its step's running median."""
     codes, values, deviations = [], [], []
-    window = _window_steps(data)
+    window = _half_window(len(data.visits["step"]), np.unique(data.visits["step"]))
     for table, half in ((data.visits, window), (data.scans, 0)):
         with np.errstate(divide="ignore", invalid="ignore"):
             log_push = 2 * np.log(table["push"])
@@ -55,10 +55,9 @@ def _log_push(data: RunData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.concatenate(codes), np.concatenate(values), np.concatenate(deviations)
 
 
-def _window_steps(data: RunData) -> int:
-    """Half width, in steps, of a window that holds about `_WINDOW_VISITS` visits."""
-    steps = np.unique(data.visits["step"])
-    per_step = len(data.visits["step"]) / max(len(steps), 1)
+def _half_window(rows: int, steps: np.ndarray) -> int:
+    """Half width, in steps, of a window that holds about `_WINDOW_VISITS` of the rows that these steps have."""
+    per_step = rows / max(len(steps), 1)
     stride = np.median(np.diff(steps)) if len(steps) > 1 else 1
     return int(max(0, np.ceil((_WINDOW_VISITS / max(per_step, 1) - 1) / 2)) * stride)
 
@@ -85,9 +84,19 @@ def correlations(columns: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 _MEANS = """
-    count(*) as count, avg(abs(shift)) as shift_abs, avg(surprise_nats) as surprise_nats,
-    avg(2 * ln(write)) filter (where write > 0) as level,
-    mad(2 * ln(write)) filter (where write > 0) as dispersion"""
+    count(*) as count, avg(abs(shift)) as shift_abs, avg(log_write) as level, mad(log_write - usual) as dispersion"""
+
+
+def _written(data: RunData) -> str:
+    """The tokens with `log_write`, log write^2, and `usual`, its running median: of the step, smoothed where it has few."""
+    steps = read(data.run, "select step, count(*) as rows from tokens group by step order by step")
+    half = _half_window(int(steps["rows"].sum()), steps["step"])
+    return f"""
+        logs as (select *, 2 * ln(case when write > 0 then write end) as log_write from tokens),
+        medians as (select step, median(log_write) as one from logs group by step),
+        running as (select step, median(one) over (order by step range between {half} preceding and {half} following)
+                    as usual from medians),
+        written as (select * from logs join running using (step))"""
 
 
 def by_token(data: RunData) -> list[dict[str, Any]]:
@@ -97,9 +106,10 @@ def by_token(data: RunData) -> list[dict[str, Any]]:
     which stands in the row before it. The most written ids only.
     """
     found = read(data.run, f"""
-        with own as (select token, {_MEANS.replace("avg(surprise_nats)", "null::double")} from tokens group by token),
+        with {_written(data)},
+             own as (select token, {_MEANS} from written group by token),
              seen as (select target as token, avg(surprise_nats) as surprise from tokens group by target)
-        select own.* exclude (surprise_nats), seen.surprise as surprise_nats, vocab.text
+        select own.*, seen.surprise as surprise_nats, vocab.text
         from own left join seen using (token) left join vocab using (token)
         order by shift_abs * count desc nulls last, count desc, token limit {_TOKENS_LISTED}""")
     keys = [{"token": int(t), "text": text if text is not None else f"[{int(t)}]"}
@@ -110,10 +120,10 @@ def by_token(data: RunData) -> list[dict[str, Any]]:
 def by_position(data: RunData) -> list[dict[str, Any]]:
     """The same per stretch of positions (0, 1, 2-3, 4-7, 8-15, ...), surprise being of the token there."""
     found = read(data.run, f"""
-        with own as (select {_bin("position")} as bin, {_MEANS.replace("avg(surprise_nats)", "null::double")}
-                     from tokens group by 1),
+        with {_written(data)},
+             own as (select {_bin("position")} as bin, {_MEANS} from written group by 1),
              seen as (select {_bin("position + 1")} as bin, avg(surprise_nats) as surprise from tokens group by 1)
-        select own.* exclude (surprise_nats), seen.surprise as surprise_nats
+        select own.*, seen.surprise as surprise_nats
         from own left join seen using (bin) order by bin""")
     keys = [{"position_from": int(2**b) if b >= 0 else 0, "position_to": int(2 ** (b + 1)) - 1 if b >= 0 else 0}
             for b in found["bin"]]
