@@ -27,3 +27,32 @@ def test_conflict_of_noise_is_rarely_beyond_its_null_though_the_same_pairs_meet_
         data, pairs = epochs_of_noise(examples=examples, batch=batch, epochs=epochs, seed=seed)
         p.append(agreement.conflict(data, pairs, seed=0)["conflict_p"])
     assert np.mean(np.array(p) <= 0.05) <= 0.12  # with a sign per visit: 0.62, 0.49 and 0.14
+
+
+def agreement_steps(*, examples: int, batch: int, epochs: int, common: float, seed: int) -> SimpleNamespace:
+    """The steps' own estimates of agreement, of texts that share a direction of this length and keep their own."""
+    rng = np.random.default_rng(seed)
+    direction = rng.normal(size=(examples, 300)) / np.sqrt(300) + common * np.eye(1, 300)
+    code = np.concatenate([rng.permutation(examples) for _ in range(epochs)])
+    g = direction[code].reshape(-1, batch, 300)
+    norm2, mean2 = (g**2).sum(2).mean(1), (g.mean(1) ** 2).sum(1)
+    steps = {"agreement_gg": (batch * mean2 - norm2) / (batch - 1), "agreement_s": (norm2 - mean2) / (1 - 1 / batch),
+             "examples": np.full(len(g), batch)}  # fmt: skip
+    return SimpleNamespace(steps=steps, visits={"code": code, "step": np.arange(len(code)) // batch}, n_examples=examples)
+
+
+@pytest.mark.parametrize(("examples", "batch", "epochs"), [(24, 4, 6), (30, 6, 30), (75, 5, 6), (100, 4, 3)])
+@pytest.mark.parametrize("common", [0.0, 0.6])
+def test_the_interval_of_agreement_holds_the_truth_over_several_epochs(examples, batch, epochs, common):
+    truth, held = common**2 / (common**2 + 1), 0
+    for seed in range(100):
+        data = agreement_steps(examples=examples, batch=batch, epochs=epochs, common=common, seed=seed)
+        alpha, _ = agreement.agreement(data, seed=0)
+        held += alpha.low <= truth <= alpha.high
+    assert held >= 88  # all steps drawn as if each were new: 28 to 80 where texts share a direction
+
+
+def test_one_batch_seen_again_and_again_has_no_interval():
+    alpha, noise = agreement.agreement(agreement_steps(examples=8, batch=8, epochs=12, common=0.6, seed=0), seed=0)
+    assert alpha.value is not None and alpha.low is None and alpha.high is None
+    assert noise.value is not None and noise.low is None

@@ -22,15 +22,14 @@ def agreement(data: RunData, *, seed: int) -> tuple[Interval, Interval]:
     GG and S are averaged over steps first, then divided, and GG is never clamped: single
     steps give negative estimates, and clamping them would bias alpha upwards (McCandlish
     1812.06162; m-coherence, Chatterjee 2008.01217, is m * alpha). Steps of one example say
-    nothing. Interval: bootstrap over steps. Null: examples that agree by chance only, 0.
+    nothing. Interval: bootstrap over steps, see `_over_steps`. Null: examples that agree by chance only, 0.
     """
     steps = data.steps
     gg, s = steps["agreement_gg"], steps["agreement_s"]
     use = np.isfinite(gg) & np.isfinite(s) & (steps["examples"] != 1)
     if not use.any():
         return Interval(None), Interval(None)
-    counts = resamples(int(use.sum()), seed=seed)
-    found = ratio_interval(gg[use], (gg + s)[use], counts)
+    found = _over_steps(data, gg[use], (gg + s)[use], seed=seed)
     alpha = Interval(found.value, found.low, found.high, 0.0)
     # the noise scale falls as alpha rises; without agreement it is infinite, which is shown as unknown
     return alpha, Interval(_noise(alpha.value), _noise(alpha.high), _noise(alpha.low))
@@ -38,6 +37,20 @@ def agreement(data: RunData, *, seed: int) -> tuple[Interval, Interval]:
 
 def _noise(alpha: float | None) -> float | None:
     return (1 - alpha) / alpha if alpha is not None and alpha > 0 else None
+
+
+def _over_steps(data: RunData, top: np.ndarray, bottom: np.ndarray, *, seed: int) -> Interval:
+    """sum(top) / sum(bottom) over steps, with a bootstrap that draws no more steps than one pass over the texts has.
+
+    A text met again has nearly its old direction, so later epochs are no new evidence about the data: drawing all
+    steps of six epochs held the truth in 60 % of trials, not 95 (tests/test_nulls.py). No interval where one pass
+    is under two steps.
+    """
+    texts = len(np.unique(data.visits["code"]))
+    batch = len(data.visits["code"]) / max(len(np.unique(data.visits["step"])), 1)
+    drawn = min(len(top), round(texts / batch)) if texts else len(top)
+    found = ratio_interval(top, bottom, resamples(len(top), seed=seed, drawn=max(drawn, 1)))
+    return found if drawn >= 2 else Interval(found.value)
 
 
 class Pairs:
@@ -121,7 +134,7 @@ def conflict(data: RunData, pairs: Pairs, *, seed: int) -> dict[str, Any]:
     that met six times are one piece of evidence, and signs per visit would count it as six.
     Shuffling coordinates would destroy those and make any conflict look large; shuffling visits
     across steps would keep the direction all data share and only ask whether batches are special.
-    Interval: bootstrap over steps. Sketched cosines carry an error of 1/sqrt(k) each, which
+    Interval: bootstrap over steps, see `_over_steps`. Sketched cosines carry an error of 1/sqrt(k) each, which
     draws the share towards one half.
     """
     if not len(pairs.dot):
@@ -131,8 +144,7 @@ def conflict(data: RunData, pairs: Pairs, *, seed: int) -> dict[str, Any]:
     _, step = np.unique(data.visits["step"][pairs.a], return_inverse=True)
     against = np.maximum(0, -pairs.dot)
     sums = [np.bincount(step, w) for w in ((pairs.dot < 0).astype(float), None, against, np.abs(pairs.dot))]
-    counts = resamples(len(sums[0]), seed=seed)
-    share, strength = ratio_interval(sums[0], sums[1], counts), ratio_interval(sums[2], sums[3], counts)
+    share, strength = (_over_steps(data, top, of, seed=seed) for top, of in (sums[:2], sums[2:]))
     null_share, null_strength = _sign_null(data.visits["code"], pairs, seed=seed)
     extreme = np.abs(null_share - 0.5) >= abs(share.value - 0.5) - 1e-12
     return {

@@ -72,13 +72,16 @@ def residual(y: np.ndarray, x: np.ndarray) -> np.ndarray:
     return out
 
 
-def resamples(n: int, *, seed: int, times: int = 1000) -> np.ndarray:
+def resamples(n: int, *, seed: int, times: int = 1000, drawn: int | None = None) -> np.ndarray:
     """How often each of n units is drawn in each bootstrap resample: [times, n].
 
     With many units fewer resamples are drawn (never under 100), to bound the memory.
+
+    Args:
+        drawn: units per resample where the n are worth no more independent ones than that; n by default.
     """
     times = max(100, min(times, _CELLS // max(n, 1)))
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=times).astype(float)
+    return np.random.default_rng(seed).multinomial(drawn or n, np.full(n, 1 / n), size=times).astype(float)
 
 
 def ratio_interval(top: np.ndarray, bottom: np.ndarray | None, counts: np.ndarray) -> Interval:
