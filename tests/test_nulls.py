@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from intaglio.analyse import agreement
+from intaglio.analyse.data import load
+from intaglio.store.run import RunWriter, open_run
 
 
 def epochs_of_noise(*, examples: int, batch: int, epochs: int, seed: int) -> tuple[SimpleNamespace, agreement.Pairs]:
@@ -56,3 +58,28 @@ def test_one_batch_seen_again_and_again_has_no_interval():
     alpha, noise = agreement.agreement(agreement_steps(examples=8, batch=8, epochs=12, common=0.6, seed=0), seed=0)
     assert alpha.value is not None and alpha.low is None and alpha.high is None
     assert noise.value is not None and noise.low is None
+
+
+@pytest.mark.parametrize(("examples", "batch", "epochs"), [(8, 8, 12), (24, 4, 6), (100, 8, 5)])
+def test_unrelated_texts_are_rarely_named_as_a_conflict_though_they_meet_often(examples, batch, epochs):
+    """Sketches of 300 numbers under one projection: two texts have the same error at every meeting."""
+    false = 0
+    for seed in range(60):
+        data, pairs = epochs_of_noise(examples=examples, batch=batch, epochs=epochs, seed=seed)
+        length = np.sqrt(300)
+        pairs.cosine, pairs.noise, pairs.source = pairs.dot / length**2, 1 / length, "sketches"
+        data.examples = {"example": np.array([f"e{i}" for i in range(examples)], dtype=object)}
+        false += bool(agreement.conflict_pairs(data, pairs))
+    assert false <= 8  # of 60; 20 to 60 where meeting often lowers the bar
+
+
+def test_the_noise_of_sketched_cosines_is_the_one_that_was_measured(tmp_path):
+    """The sketches' lengths are off by a tenth where their size promises a fortieth."""
+    rng = np.random.default_rng(0)
+    writer = RunWriter(tmp_path / "run", {})
+    writer.append("visits", {"step": [0] * 40, "slot": list(range(40)), "example": [f"e{i}" for i in range(40)],
+                             "loss_weight": [1.0] * 40})  # fmt: skip
+    writer.append("sketches", {"step": [0] * 40, "slot": list(range(40)), "example": [f"e{i}" for i in range(40)],
+                               "sketch": list(rng.normal(size=(40, 800)).astype(np.float32)), "seed": [1] * 40,
+                               "error": 0.1 * rng.choice([-1, 1], size=40)})  # fmt: skip
+    assert agreement.pairs_in_steps(load(open_run(writer.finish()))).noise == pytest.approx(np.sqrt(2) * 0.1)
