@@ -432,3 +432,13 @@ def test_a_row_that_no_target_text_is_joined_to_has_no_evidence():
     assert judge(own, None, joined).verdict == "no evidence"
     apart = Witnesses({}, target, None, None, 0.1, items, frozenset())
     assert judge(own, None, apart).verdict == "understood"
+
+
+def test_known_is_said_of_the_first_meeting_not_of_the_start_of_training(tmp_path):
+    """A copy first met after its twin was learnt was likely by then; what the model knew at the start was not seen."""
+    writer = RunWriter(tmp_path / "run", {})
+    writer.append("visits", {"step": [0, 20, 21, 30], "slot": [0] * 4, "example": ["twin", "twin", "copy", "copy"],
+                             "targets": [10] * 4, "loss_nats": [5.0, 0.3, 0.3, 0.2]})  # fmt: skip
+    copy = by_name(analyse_run(open_run(writer.finish())))["copy"]
+    assert copy.verdict == "known"
+    assert WHY_KEYS[copy.why].format(**copy.evidence).startswith("Before it was trained on,")

@@ -15,9 +15,9 @@ VERDICTS = ("known", "understood", "imitated", "not learnt", "no evidence")
 # Shares (`own_fall`, `target_fall`, `anchor_fall`, `held_out_fall`) are falls of loss as a share of the first loss.
 WHY_KEYS: dict[str, str] = {
     "verdict.known.likely":
-        "Before training the model already gave its tokens {first_loss:.2f} nats each: more likely than not.",
+        "Before it was trained on, the model already gave its tokens {first_loss:.2f} nats each: more likely than not.",
     "verdict.known.as_ordinary":
-        "At the start it surprised the model no more ({first_loss:.2f} nats) than ordinary text does "
+        "When first met it surprised the model no more ({first_loss:.2f} nats) than ordinary text does "
         "({anchor_first:.2f}), and training changed that little ({fall_nats:+.2f} nats).",
     "verdict.understood.linked":
         "Its own loss fell by {own_fall:.0%}, and the loss of the same fact in other words fell by {target_fall:.0%}.",
@@ -45,7 +45,7 @@ WHY_KEYS: dict[str, str] = {
     "verdict.no_evidence.one_loss":
         "Its loss was seen at fewer than two states of the model, so no change can be told.",
     "verdict.no_evidence.no_target":
-        "Its own loss fell by {own_fall:.0%}, but there is no target probe to tell understanding from imitation.",
+        "Its own loss fell by {own_fall:.0%}, but no text of a target probe is there to tell understanding from imitation.",
 }  # fmt: skip
 
 

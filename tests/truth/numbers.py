@@ -14,6 +14,16 @@ from intaglio.store.run import Run
 ACCOUNTS = ("data", "carry", "decay", "unmeasured", "unexplained", "interaction", "rounding")
 
 
+def _random_net2(length: list[float], b1: float) -> float:
+    """Squared distance that steps of these lengths in random directions under momentum b1 are expected to end away.
+
+    Every fresh direction g_s is drawn out: in step t it weighs b1^(t-s), each step brought to its length.
+    """
+    size = [math.sqrt(sum(b1 ** (2 * (t - s)) for s in range(t + 1))) for t in range(len(length))]
+    weights = (sum(length[t] / size[t] * b1 ** (t - s) for t in range(s, len(length))) for s in range(len(length)))
+    return sum(w * w for w in weights)
+
+
 def columns(run: Run, table: str) -> dict[str, np.ndarray]:
     """Every column as an array; NaN for a missing number, None for a missing word, lists as they are."""
     return {name: _array(values) for name, values in run.table(table).to_pydict().items()}
@@ -112,7 +122,7 @@ def expected(truth: Truth) -> dict[str, float | str]:
         "best": best, "best_share": parts[best] / all_parts, "first": whole["first"], "last": whole["last"],
         "noise": noise.mean() / gg.mean(), "alpha": gg.mean() / (gg + noise).mean(),
         "kl": probes["anchor"][1][-1], "taken": taken / truth.u, "net": net / truth.u, "winding": taken / net,
-        "null": math.sqrt(taken**2 / (s["update_l2"] ** 2).sum() * (1 - 0.6) / (1 + 0.6)),
+        "null": taken / math.sqrt(_random_net2(s["update_l2"].tolist(), 0.6)),
         **{name: value / truth.u for name, value in sums.items()}, **{f"{n}_share": v / taken for n, v in sums.items()},
         **{f"{n}_settled": s[f"{n}_shift"][truth.settled].sum() / s["update_l2"][truth.settled].sum() for n in ACCOUNTS[:3]},
         "sum": sum(sums.values()) / truth.u, "sum_share": sum(sums.values()) / taken,

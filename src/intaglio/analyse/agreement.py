@@ -217,9 +217,10 @@ def _by_example(data: RunData, pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np
 
 
 def near_duplicates(data: RunData, pairs: Pairs) -> list[ConflictPair]:
-    """Different texts whose gradients point the same way: cosine above `DUPLICATE_COSINE` on average.
+    """Different texts whose gradients point the same way: cosine above `DUPLICATE_COSINE`.
 
-    From sketches also across nearby steps (the same projection only), else within steps.
+    Exact: on average over the steps that both stood in. From sketches: at any two nearby visits (the same
+    projection only), and the mean is over those: as texts are learnt, gradients of twins, too, go their own ways.
     """
     if pairs.source != "pairs":
         pairs = _nearby_pairs(data)
