@@ -314,6 +314,16 @@ def test_dispersion_needs_five_visits_and_scans_count(tmp_path):
     assert scanned.examples[0].dispersion is not None and scanned.examples[0].last_loss_nats == 1.0
 
 
+def test_a_scan_of_the_state_a_visit_saw_is_no_second_visit(tmp_path):
+    writer = RunWriter(tmp_path / "run", {})
+    writer.append("visits", {"step": [0, 0, 3, 3], "slot": [0, 1, 0, 1], "push": [2.0, 2.0, 4.0, 4.0],
+                             "example": ["a", "a", "a", "b"]})  # fmt: skip
+    writer.append("scans", {"step": [0, 3, 6], "example": ["a", "b", "b"], "push": [2.0, 4.0, 8.0]})
+    level = {e.example: e.level for e in analyse_run(open_run(writer.finish())).examples}
+    assert level["a"] == pytest.approx(np.mean([np.log(4), np.log(4), np.log(16)]))  # a duplicate row is two visits
+    assert level["b"] == pytest.approx(np.mean([np.log(16), np.log(64)]))
+
+
 def test_dispersion_of_a_swing_common_to_the_step_is_nothing(tmp_path):
     """All pushes rise and fall together: that is the step's doing, not the examples'."""
     writer = RunWriter(tmp_path / "run", {})

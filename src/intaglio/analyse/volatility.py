@@ -41,17 +41,24 @@ def level_and_dispersion(data: RunData) -> dict[str, np.ndarray]:
 
 
 def _log_push(data: RunData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every visit and scan with a push: code, log push^2, and that less its step's running median."""
-    codes, values, deviations = [], [], []
+    """Of every visit and scan with a push: code, log push^2, and that less its step's running median.
+
+    A scan of the very state at which the example was visited is the same measurement, and counts once.
+    """
+    codes, values, deviations, seen = [], [], [], np.zeros(0)
     window = _half_window(len(data.visits["step"]), np.unique(data.visits["step"]))
     for table, half in ((data.visits, window), (data.scans, 0)):
         with np.errstate(divide="ignore", invalid="ignore"):
             log_push = 2 * np.log(table["push"])
         known = np.isfinite(log_push)
-        step, log_push = table["step"][known], log_push[known]
-        codes.append(table["code"][known])
-        values.append(log_push)
-        deviations.append(log_push - _running_median(step, log_push, half))
+        step, code, log_push = table["step"][known], table["code"][known], log_push[known]
+        deviation = log_push - _running_median(step, log_push, half)
+        state = step * max(data.n_examples, 1) + code
+        new = np.isin(state, seen, invert=True)
+        seen = np.concatenate([seen, state])
+        codes.append(code[new])
+        values.append(log_push[new])
+        deviations.append(deviation[new])
     return np.concatenate(codes), np.concatenate(values), np.concatenate(deviations)
 
 
