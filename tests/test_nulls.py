@@ -7,6 +7,7 @@ import pytest
 
 from intaglio.analyse import agreement
 from intaglio.analyse.data import load
+from intaglio.analyse.stats import mean_interval, resamples
 from intaglio.store.run import RunWriter, open_run
 
 
@@ -83,3 +84,10 @@ def test_the_noise_of_sketched_cosines_is_the_one_that_was_measured(tmp_path):
                                "sketch": list(rng.normal(size=(40, 800)).astype(np.float32)), "seed": [1] * 40,
                                "error": 0.1 * rng.choice([-1, 1], size=40)})  # fmt: skip
     assert agreement.pairs_in_steps(load(open_run(writer.finish()))).noise == pytest.approx(np.sqrt(2) * 0.1)
+
+
+@pytest.mark.parametrize(("examples", "least", "most"), [(2, 0.42, 0.58), (6, 0.78, 0.91), (20, 0.88, 0.96)])
+def test_intervals_of_few_examples_are_as_narrow_as_the_docs_say(examples, least, most):
+    rng, counts = np.random.default_rng(0), resamples(examples, seed=0)
+    found = [mean_interval(rng.normal(size=examples), counts) for _ in range(400)]
+    assert least <= np.mean([f.low <= 0 <= f.high for f in found]) <= most
