@@ -19,6 +19,7 @@ from intaglio.report.captions import MEASURED
 from intaglio.report.charts.base import axis, svg
 from intaglio.report.numbers import Numbers
 from intaglio.report.shift.answer import understood
+from intaglio.report.shift.movement import _agreement
 from intaglio.report.texts import Texts
 from intaglio.report.view import View
 from intaglio.store.run import open_run
@@ -268,3 +269,13 @@ def test_a_run_that_is_finished_meanwhile_gets_its_page_at_its_final_place(tmp_p
 def test_a_power_of_ten_is_rounded_before_it_is_split():
     n = Numbers("en")
     assert n.signed(9.96e-6) == "+10⁻⁵" and n(9.94e-6) == "9.9×10⁻⁶" and n(2.1e-6) == "2.1×10⁻⁶" and n(-1e-7) == "−10⁻⁷"
+
+
+def test_an_interval_that_is_open_or_missing_leaves_no_empty_brackets(findings):
+    """Agreement whose interval holds 0 has a noise scale without an upper end; one batch over and over has no interval."""
+    for alpha, noise in ((Interval(0.01, -0.01, 0.04), Interval(99.0, 24.0, None)), (Interval(0.5), Interval(1.0))):
+        told = replace(findings, agreement=alpha, noise_scale=noise)
+        for lang, nothing in (("en", "no interval"), ("ru", "без интервала")):
+            said = re.sub("<[^>]+>", "", str(_agreement(View(told, lang))[0]))
+            assert "()" not in said and "(;" not in said
+            assert ("24…∞" in said) if noise.low else said.count(nothing) == 2

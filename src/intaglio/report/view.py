@@ -66,10 +66,12 @@ class View:
         return f"{self.n(value)}\u00a0±\u00a0{self.n(half)}\u00a0u"
 
     def span(self, interval: Interval, *, percent: bool = False) -> str:
-        """The ends of a 95 % interval, or nothing where there is none."""
-        if interval.low is None or interval.high is None:
+        """The ends of a 95 % interval, or nothing where there is none; a noise scale may have no upper one."""
+        if interval.low is None:
             return ""
         show = self.n.percent if percent else self.n
+        if interval.high is None:
+            return f"{show(interval.low)}…∞"
         return f"{show(interval.low)}…{show(interval.high)}"
 
     def cosine_span(self, interval: Interval) -> str:

@@ -47,9 +47,9 @@ def _agreement(view: View):
             view.t(
                 "movement.agreement",
                 alpha=view.strong(view.n(a.value, 2)),
-                span=view.span(a),
+                span=view.span(a) or view.t("movement.no_interval"),
                 noise=view.strong(view.t.amount("examples", noise.value)),
-                noise_span=view.span(noise),
+                noise_span=view.span(noise) or view.t("movement.no_interval"),
             )
         ]
     )
