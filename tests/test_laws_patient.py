@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import pickle
+import time
 import warnings
 
 import pytest
@@ -146,6 +147,26 @@ def test_forwards_without_a_backward_do_not_count(tmp_path):
         assert "fault" not in found[-1].manifest
     assert visits(found[0]) == visits(found[1])
     assert found[0].table("examples").num_rows == found[1].table("examples").num_rows
+
+
+def test_measuring_is_booked_to_the_step_it_was_done_in(monkeypatch, tmp_path):
+    from intaglio.measure import ledger as module
+
+    settle, pauses = module.settle, iter([0.3])
+
+    def slow_once(*args, **how):
+        time.sleep(next(pauses, 0.0))
+        return settle(*args, **how)
+
+    monkeypatch.setattr(module, "settle", slow_once)
+    model = build()
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    with Ledger(model, optimizer, out=tmp_path / "run", quiet=True):
+        loop(model, optimizer, steps=3)
+    rows = open_run(tmp_path / "run").table("steps").to_pylist()
+    assert rows[0]["measure_seconds"] >= 0.3
+    for row in rows:  # a share of the step's wall time
+        assert 0 < row["measure_seconds"] <= row["seconds"]
 
 
 @pytest.mark.parametrize("to_none", [True, False])

@@ -287,9 +287,9 @@ class Ledger:
     def _timed(self, function: Any) -> None:
         if not self._attached:
             return
-        start = time.perf_counter()
+        self._entered = time.perf_counter()
         self._guard(lambda: self.ranks.together(function))
-        self._spent += time.perf_counter() - start
+        self._spent += time.perf_counter() - self._entered
 
     def prime_probes(self) -> None:
         """Keep what the probes show now as their start (before an earlier state is loaded)."""
@@ -451,7 +451,7 @@ class Ledger:
             "unsettled": self.step < make.UNSETTLED_STEPS, "agreement_gg": gg, "agreement_s": s,
             "measured": self.level if books is not None else "norms",
             "net_l2": self.net.measure() if self.net is not None else None,
-            "seconds": now - self._ended, "measure_seconds": self._spent + self.tap.seconds,
+            "seconds": now - self._ended, "measure_seconds": self._spent + self.tap.seconds + now - self._entered,
         }  # fmt: skip
         if books is not None:
             row |= make.step_accounts(books) | {"path_l2": self.path_l2}
@@ -459,4 +459,4 @@ class Ledger:
             self.notices.nonfinite(self.step)
         self.recorder.append_rows("steps", [row])
         self.latest = row
-        self._ended, self._spent, self.tap.seconds = now, 0.0, 0.0
+        self._ended, self._entered, self._spent, self.tap.seconds = now, now, 0.0, 0.0
