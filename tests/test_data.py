@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -248,6 +249,42 @@ def test_repaired_rows_are_counted_and_short_ones_follow(tmp_path: Path) -> None
     assert [row.fields["text"] for row in rows] == [*texts, "plain"]
     assert rows.repaired == (0, 1, 2)
     assert rows[0].original == {"text": misread(texts[0], "cp1251")}
+
+
+@pytest.mark.parametrize("read_as", ["latin-1", "cp1252", "cp1251", "koi8-r", "cp866"])
+@pytest.mark.parametrize("own", ["cp1251", "koi8-r", "cp866"])
+def test_an_older_code_page_that_was_read_as_another_is_restored(shared: Path, own: str, read_as: str) -> None:
+    verses = (shared / "text" / "onegin_ru.txt").read_text().split("\n\n")
+    pairs = []
+    for text in (t for t in verses if "а" in t and len(t) > 100):
+        with contextlib.suppress(UnicodeError):  # a byte that this page leaves undefined
+            pairs.append((text, text.encode(own).decode(read_as)))
+    assert pairs or (own, read_as) == ("cp866", "cp1252")
+    refused = 0
+    for text, broken in pairs[:60]:
+        try:
+            assert repair_text(broken).text == text
+        except DataError:
+            refused += 1
+    assert refused <= 2
+    assert [text for text, _ in pairs[:60] if repair_text(text).text != text] == []
+
+
+def test_short_texts_follow_those_of_an_older_code_page_and_what_is_uncertain_is_refused(tmp_path: Path) -> None:
+    texts = ["Мой дядя самых честных правил", "Съешь ещё этих мягких французских булок", "И лучше выдумать не мог", "Да",
+             "когда не в шутку занемог, он уважать себя заставил"]  # fmt: skip
+    broken = [t.encode("cp1251").decode("cp1252") for t in texts]
+    rows = read_rows(write(tmp_path, [{"text": t} for t in broken]))
+    assert [row.fields["text"] for row in rows] == texts and rows.repaired == (0, 1, 2, 3, 4)
+    with pytest.raises(DataError, match="row 1: broken encoding: an older code page read as Latin-1"):
+        read_rows(write(tmp_path, [{"text": "Plain"}, {"text": broken[1]}]))
+
+
+@pytest.mark.parametrize("short", ["Да", "и", "Её", "Он"])
+def test_the_short_field_of_a_repaired_row_is_repaired_too(short: str, tmp_path: Path) -> None:
+    row = {"prompt": misread(short, "cp1251"), "completion": misread("Мой дядя самых честных правил", "cp1251")}
+    rows = read_rows(write(tmp_path, [row, row]))
+    assert [r.fields["prompt"] for r in rows] == [short, short]
 
 
 @pytest.mark.parametrize("code_page", ["cp1251", "koi8-r", "cp866"])

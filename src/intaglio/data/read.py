@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from intaglio.cache import cache_folder
+from intaglio.data.misread import is_plainly_misread
 from intaglio.data.repair import BrokenLine, decode, repair_text
 from intaglio.errors import DataError
 
@@ -108,7 +109,10 @@ def read_rows(source: str | Path, *, limit: int | None = None, streaming: bool =
         originals, bad = _read_hub(str(source), limit, streaming=streaming), frozenset()
     if not originals:
         raise DataError(f"{source} is empty", expected="at least one row")
-    return Rows(str(source), _repair_short(tuple(_row(n, o, n in bad) for n, o in enumerate(originals))))
+    rows = _repair_short(tuple(_row(n, o, n in bad) for n, o in enumerate(originals)))
+    for row in rows:
+        _refuse_misread(row)
+    return Rows(str(source), rows)
 
 
 # --- one row -------------------------------------------------------------------------------
@@ -204,7 +208,7 @@ def _repaired(number: int, value: Any, pages: list[str], expect: str | None) -> 
 
 
 def _repair_short(rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """Put short rows right too, where most rows with letters beyond ASCII had one code page."""
+    """Put short texts right too, where most rows with letters beyond ASCII had one code page."""
     foreign = [row for row in rows if not json.dumps(row.original, ensure_ascii=False, default=str).isascii()]
     pages: Counter[str] = Counter()
     for row in foreign:
@@ -215,8 +219,17 @@ def _repair_short(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     if not pages or pages.most_common(1)[0][1] <= len(foreign) / 2:
         return rows
     page = pages.most_common(1)[0][0]
-    again = {row.number: _row(row.number, row.original, row.repaired, page) for row in foreign if not row.repaired}
+    again = {row.number: _row(row.number, row.original, row.repaired, page) for row in foreign}
     return tuple(again.get(row.number, row) for row in rows)
+
+
+def _refuse_misread(row: Row) -> None:
+    """Refuse what is plainly misread still, after its companions could not say how."""
+    texts = (m["content"] for m in row.fields["messages"]) if row.kind == "messages" else row.fields.values()
+    for text in texts:
+        if is_plainly_misread(text):
+            what = f"row {row.number}: broken encoding: an older code page read as Latin-1, and not certain which"
+            raise DataError(what, got=_short(text))
 
 
 # --- files ---------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Broken encodings: found, repaired where certain, refused otherwise.
 
-Three kinds. Text: UTF-8 that was read as another code page ("РџСЂРёРІРµС‚" for "Привет"). Bytes:
-a file in an older code page. Lost: letters already replaced by U+FFFD or "?", which nothing
-brings back.
+Four kinds. Text: UTF-8 that was read as another code page ("РџСЂРёРІРµС‚" for "Привет"), or an
+older code page read as another (misread.py). Bytes: a file in an older code page. Lost: letters
+already replaced by U+FFFD or "?", which nothing brings back.
 
 UTF-8 checks itself: a lead byte says how many continuation bytes follow. So a text that, put back
 into a code page's bytes, is valid UTF-8 in *every* non-ASCII run, and whose characters before were
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from intaglio.data.codepages import Uncertain, certain_page
+from intaglio.data.misread import Misread, find_misread, parse_misread
 from intaglio.errors import DataError
 
 CODE_PAGES = ("cp1251", "cp1252", "latin-1", "koi8-r", "cp866")
@@ -53,11 +54,13 @@ def repair_text(text: str, *, expect: str | None = None) -> Repair:
         _check_lost(text)
         return Repair(text)
     code_page = None
-    for _ in range(_ROUNDS):
-        better = _best(text, expect)
+    for n in range(_ROUNDS):
+        better = _best(text, None if n else expect)  # a short text put right may fit that page once more
         if better is None:
             break
         text, code_page = better.text, better.code_page
+    if code_page is None and (misread := _misread(text, expect)):
+        text, code_page = misread.undone(text) or text, str(misread)
     _check_lost(text)
     return Repair(text, code_page)
 
@@ -109,6 +112,16 @@ def _is_cut(line: bytes) -> bool:
 
 
 # --- text that was misread -----------------------------------------------------------------
+
+
+def _misread(text: str, expect: str | None) -> Misread | None:
+    """How an older code page was read as another; what most companions had is taken where the text can be so."""
+    expected = parse_misread(expect or "")
+    if expected is not None:
+        new = expected.undone(text)
+        if new is not None and new != text and _oddity(new) == 0:
+            return expected
+    return find_misread(text)
 
 
 def _best(text: str, expect: str | None) -> Repair | None:
