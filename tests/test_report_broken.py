@@ -11,11 +11,12 @@ import torch
 from rich.console import Console
 from torch.optim import SGD, AdamW
 
-from intaglio.analyse import analyse_run
+from intaglio.analyse import analyse_run, compare
 from intaglio.commands.summary import print_summary
 from intaglio.measure.ledger import Ledger
-from intaglio.report import render
+from intaglio.report import render, render_compare
 from intaglio.report.texts import Texts
+from intaglio.report.view import View
 from intaglio.store.run import open_run
 from reader import Reader
 from tiny import batch, build, texts
@@ -46,6 +47,10 @@ def summary(run):
     console = Console(record=True, width=200)
     print_summary(run, analyse_run(run), console)
     return console.export_text()
+
+
+def movement_table(run):
+    return summary(run).partition("Movement by group")[2]
 
 
 def poison(model, step):
@@ -156,3 +161,19 @@ def test_a_run_without_faults_has_no_notice(lang, tmp_path):
     page = render(analyse_run(run), lang=lang)
     assert page.count('class="notice"') == 1  # of the browser without scripts
     assert plain("fact.books.yes", lang) in Reader(page).text
+
+
+def test_sums_of_a_run_measured_in_part_carry_their_intervals(tmp_path):
+    whole, _ = measured(tmp_path / "whole")
+    run, _ = measured(tmp_path / "run", every=4)
+    found, text = seen(run)
+    sums = found.groups[0].shift_abs_u
+    view = View(found, "en")
+    ends = f"({view.n(sums.low)}…{view.n(sums.high)})"
+    assert sums.low < sums.value < sums.high and text.count(ends) > 1  # in the first sentence, and in the table
+    assert " to " in movement_table(run) and " to " not in movement_table(whole)
+    both = " ".join(Reader(render_compare(found, analyse_run(whole), compare(found, analyse_run(whole)), lang="en")).text.split())
+    assert ends in both and " ± " in both
+    plainly, text = seen(whole)
+    sums = plainly.groups[0].shift_abs_u
+    assert sums.low < sums.value and f"({view.n(sums.low)}…{view.n(sums.high)})" not in text

@@ -49,8 +49,8 @@ def print_summary(run: Any, findings: Any, console: Any) -> None:
         table.add_column(name, justify="left" if name in ("group", "verdict") else "right")
     for group in findings.groups:
         table.add_row(
-            group.group or "all", str(group.examples), _number(group.shift_abs_u.value),
-            _number(group.shift_abs_u_per_1000_tokens.value), _number(group.learnt_nats.value), group.verdict,
+            group.group or "all", str(group.examples), _sum(group.shift_abs_u, findings),
+            _sum(group.shift_abs_u_per_1000_tokens, findings), _number(group.learnt_nats.value), group.verdict,
         )  # fmt: skip
     console.print(table)
     for probe in findings.probes:
@@ -59,6 +59,13 @@ def print_summary(run: Any, findings: Any, console: Any) -> None:
             f"KL from the start {_number(probe.kl_last_nats)}{_cost(probe)}",
             highlight=False,
         )
+
+
+def _sum(interval: Any, findings: Any) -> str:
+    """A sum over the run; with its 95 % interval where it was scaled up from the steps measured."""
+    if findings.shift_scale <= 1.001 or interval.low is None:
+        return _number(interval.value)
+    return f"{_number(interval.value)} ({_number(interval.low)} to {_number(interval.high)})"
 
 
 def _cost(probe: Any) -> str:

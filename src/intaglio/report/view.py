@@ -65,6 +65,11 @@ class View:
             return self.u(value)
         return f"{self.n(value)}\u00a0±\u00a0{self.n(half)}\u00a0u"
 
+    def u_sum(self, interval: Interval) -> str:
+        """A sum of lengths over the run; with its 95 % interval where it was scaled up from the steps measured."""
+        ends = self.span(interval) if self.findings.shift_scale > 1.001 else ""
+        return f"{self.u(interval.value)} ({ends})" if ends else self.u(interval.value)
+
     def span(self, interval: Interval, *, percent: bool = False) -> str:
         """The ends of a 95 % interval, or nothing where there is none; a noise scale may have no upper one."""
         if interval.low is None:

@@ -9,6 +9,7 @@ from intaglio.findings import Findings
 from intaglio.report.charts import steps as charts
 from intaglio.report.compare.two import Two
 from intaglio.report.shift import movement as single
+from intaglio.report.view import View
 
 _IN_U = ("moved", "per_1000", "rate", "path", "net")  # u is each model's own
 
@@ -23,6 +24,13 @@ def movement(two: Two) -> dict[str, Any]:
         "unsettled": two.t("movement.unsettled", steps=two.t.count("steps", first.unsettled_steps)),
         "spikes": [(side, spike) for side in (0, 1) for spike in single.spikes(two.views[side])],
     }
+
+
+# Sums over the run, which carry their interval where a run was measured in part.
+_WITHIN: dict[str, Callable[[View, Any], str]] = {
+    "moved": lambda view, value: view.u_sum(view.whole.shift_abs_u) if view.whole else view.u(value),
+    "path": lambda view, value: view.u_within(value, view.findings.path_half_u),
+}
 
 
 def _measures(two: Two) -> list[dict[str, Any]]:
@@ -55,7 +63,8 @@ def _measure(
     a, b = two.each(lambda v: read(v.findings))
     relation = relation if two.same_subject or key not in _IN_U else ""
     name, means = two.t(f"compare.row.{key}"), two.t(f"compare.row_means.{key}")
-    shown = [two.n.missing if value is None else show(value) for value in (a, b)]
+    within = _WITHIN.get(key, lambda view, value: show(value))
+    shown = [two.n.missing if value is None else within(view, value) for view, value in zip(two.views, (a, b))]
     return {"name": name, "means": means, "a": shown[0], "b": shown[1], "known": a is not None or b is not None,
             "relation": relate(two, a, b, relation)}  # fmt: skip
 

@@ -61,7 +61,7 @@ def _side(view: View, e: ExampleFinding, name: str, top: float | None) -> dict[s
     total = view.whole.shift_abs_u.value if view.whole else None
     share = view.n.percent(e.shift_abs_u / total) if e.shift_abs_u is not None and total else view.n.missing
     numbers = [
-        (view.t("word.movement"), f"{view.u(e.shift_abs_u)} ({share})"),
+        (view.t("word.movement"), f"{view.u_within(e.shift_abs_u, e.shift_half_u)} ({share})"),
         (view.t("word.loss"), f"{view.n(e.first_loss_nats)} → {view.n(e.last_loss_nats)}"),
     ] + [(view.t("column.credit", probe=p), view.n.signed(v, 2)) for p, v in e.credits_nats.items()]  # fmt: skip
     return {

@@ -31,12 +31,13 @@ def which(view: View) -> Markup:
             return view.t("answer.which.changed", step=changed["step"], share=view.strong(view.n.percent(share)))
         return view.t("answer.which.nothing")
     if changed and share is not None:
-        return _which(view, total) + " " + view.t("answer.which.changed_partly", share=view.strong(view.n.percent(share)))
-    return _which(view, total)
+        return _which(view) + " " + view.t("answer.which.changed_partly", share=view.strong(view.n.percent(share)))
+    return _which(view)
 
 
-def _which(view: View, total: float) -> Markup:
+def _which(view: View) -> Markup:
     ranked = ranked_groups(view)
+    total = view.u_sum(view.whole.shift_abs_u) if view.whole else ""
     if len(ranked) < 2:
         return _which_example(view, total)
     first, last = ranked[0], ranked[-1]
@@ -44,7 +45,7 @@ def _which(view: View, total: float) -> Markup:
     key = "groups" if least else "groups_without_ratio"
     return view.t(
         "answer.which.alike" if _overlap(first, last) else f"answer.which.{key}",
-        total=view.strong(view.u(total)),
+        total=view.strong(total),
         examples=view.t.count("examples_of", view.whole.examples if view.whole else 0),
         first=view.strong(first.group),
         last=view.strong(last.group),
@@ -72,13 +73,13 @@ def ranked_groups(view: View) -> list[GroupFinding]:
     return sorted(measured, key=lambda g: -(g.shift_abs_u_per_1000_tokens.value or 0))
 
 
-def _which_example(view: View, total: float) -> Markup:
+def _which_example(view: View, total: str) -> Markup:
     moved = sorted((e.shift_abs_u for e in view.findings.examples if e.shift_abs_u is not None), reverse=True)
     if not moved:
         return view.t("answer.which.nothing")
     tenth = moved[: max(1, len(moved) // 10)]
     return view.t(
-        "answer.which.examples", total=view.strong(view.u(total)), examples=view.t.count("examples_of", len(moved)),
+        "answer.which.examples", total=view.strong(total), examples=view.t.count("examples_of", len(moved)),
         share=view.strong(view.n.percent(sum(tenth) / sum(moved) if sum(moved) else None)),
         most=view.strong(view.u(moved[0])), middle=view.u(median(moved)),
     )  # fmt: skip

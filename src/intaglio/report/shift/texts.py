@@ -84,9 +84,9 @@ def _keyed(view: View, name: str, e: ExampleFinding) -> dict[str, Any]:
 
 def _key(view: View, name: str, e: ExampleFinding) -> tuple[str, str]:
     if name == "moved":
-        return view.t("word.movement"), view.u(e.shift_abs_u)
+        return view.t("word.movement"), view.u_within(e.shift_abs_u, e.shift_half_u)
     if name == "conflicted":
-        return view.t("measure.shift_net"), view.u(e.shift_net_u)
+        return view.t("measure.shift_net"), view.u_within(e.shift_net_u, e.shift_half_u)
     probe = {p.role: p.probe for p in view.findings.probes}.get("anchor" if name == "forgot" else "target")
     credit = e.credits_nats.get(probe or "")
     if credit is None or (name == "taught" and credit <= 0):
@@ -98,7 +98,7 @@ def card(view: View, e: ExampleFinding) -> dict[str, Any]:
     """One example with its numbers, its verdict and its tokens."""
     text = view.findings.texts.get(e.example)
     numbers = [
-        ("word.movement", view.u(e.shift_abs_u)),
+        ("word.movement", view.u_within(e.shift_abs_u, e.shift_half_u)),
         ("word.loss", f"{view.n(e.first_loss_nats)} → {view.n(e.last_loss_nats)}"),
         ("word.against", view.n.percent(e.against_share)),
         ("word.rows", ", ".join(map(str, e.rows[:6]))),
