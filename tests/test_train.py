@@ -9,7 +9,10 @@ import torch
 
 from conftest import WORDS, save_subject, write_jsonl
 from intaglio import checkpoint
+from intaglio.analyse import analyse_run
 from intaglio.commands import train as command
+from intaglio.report import render
+from intaglio.store.run import open_run
 from training import LONG_THIRD, rows, train, weights
 
 pytestmark = pytest.mark.usefixtures("no_page")
@@ -98,6 +101,21 @@ def test_the_plan_knows_what_the_tables_will_take(options, tiny, data, probe, tm
     assert 1 / 1.5 < sum(seen.values()) / sum(written.values()) < 1.5, (seen, written)
     for name in ("scans", "probes", "probe_items", "drift", "credits"):
         assert (name in written) == (name in seen)
+
+
+@pytest.mark.parametrize("rows", [30, 150])
+def test_the_plan_knows_how_large_the_page_becomes(rows, tiny, tmp_path, monkeypatch):
+    from intaglio.commands import disk, plan
+
+    seen = {}
+    monkeypatch.setattr(plan, "print_plan", lambda job, console: seen.update(page=disk.page_bytes(job.data.data)))
+    texts = [{"text": f"Once upon a time there were {n} little birds who sang to the sun all day.", "group": f"g{n % 3}"}
+             for n in range(rows)]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(text) for text in texts))
+    for planned in (True, False):
+        command.train(str(tiny), str(tmp_path / "rows.jsonl"), out=tmp_path / "run", epochs=1, plan=planned)
+    page = len(render(analyse_run(open_run(tmp_path / "run")), lang="en").encode())
+    assert page / 1.6 < seen["page"] < page * 1.6, (page, seen)
 
 
 def test_the_plan_times_probes_and_rescans(tiny, data, probe, tmp_path, capsys):

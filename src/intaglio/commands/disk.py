@@ -9,7 +9,7 @@ from typing import Any
 from intaglio.tables import TABLES
 
 FILE_BYTES_PER_COLUMN = 250  # of a parquet file's own description
-PAGE_BYTES = 270_000  # the page of a small run; its charts keep to a few hundred points
+PAGE_BYTES, PAGE_BYTES_PER_ROW, PAGE_ROWS = 330_000, 1_800, 2000  # charts keep to a few hundred points; the rows listed
 SCAN_PAGE_BYTES, SCAN_PAGE_BYTES_PER_ROW = 80_000, 1_600  # a scan's page draws and lists every row
 # Bytes of parquet per row, measured on runs of stories260k and smollm2: what is incompressible in it.
 ROW_BYTES = {
@@ -47,6 +47,11 @@ def scan_table_bytes(data: Sequence[Any], probes: Mapping[str, Any], width: int)
 def scan_page_bytes(data: Sequence[Any]) -> int:
     """The page of a scan."""
     return SCAN_PAGE_BYTES + SCAN_PAGE_BYTES_PER_ROW * len({item.example for item in data})
+
+
+def page_bytes(data: Sequence[Any]) -> int:
+    """The page of a run of `intaglio train`."""
+    return PAGE_BYTES + PAGE_BYTES_PER_ROW * min(len({item.example for item in data}), PAGE_ROWS)
 
 
 def _sized(rows: Mapping[str, float], data: Sequence[Any], sketches: float) -> dict[str, float]:

@@ -45,7 +45,7 @@ def print_plan(job: Any, console: Any) -> None:
         f"memory: training {human(4 * trained)} for weights, gradient and moments; measuring {human(measuring)} more"
         + (f", within a budget of {human(budget.limit)}" if budget.limit else ""),
         *(budget.lines() if budget.limit is not None else ()),
-        f"disk: tables about {human(tables)}, the page {human(disk.PAGE_BYTES)}; "
+        f"disk: tables about {human(tables)}, the page {human(disk.page_bytes(data))}; "
         f"{n_states} kept state{'s' if n_states > 1 else ''} of {human(state)}, "
         f"moments of the last two {human(2 * trained * min(n_states, 2))}",
     ]
