@@ -368,3 +368,19 @@ def test_a_table_written_anew_is_read_alone_even_where_its_parts_were_left(tmp_p
     run = Run(writer.finish())
     assert run.column("scans", "example") == ["a", "b"] and [p.name for p in run.files("scans")] == ["all.parquet"]
     assert len(list((run.folder / "scans").iterdir())) == 1
+
+
+@pytest.mark.parametrize("how", ["resume", "force"])
+def test_a_run_that_another_process_writes_is_left_alone(how, tmp_path):
+    code = "import sys, time; from intaglio.store.run import RunWriter; "
+    code += "w = RunWriter(sys.argv[1], {}); print('on', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline() == b"on\n"
+            with pytest.raises(StoreError, match="being written by another process"):
+                RunWriter(tmp_path / "run", {}, **{how: True})
+            assert (tmp_path / "run.partial" / "manifest.json").exists()
+        finally:
+            other.kill()
+    RunWriter(tmp_path / "run", {}, **{how: True}).finish()
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["manifest.json"]

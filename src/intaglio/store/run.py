@@ -44,6 +44,9 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+_LOCK = ".lock"
+
+
 class RunWriter:
     """Writes a run. Rows are buffered; `flush` makes them durable; `finish` makes the run whole.
 
@@ -66,9 +69,11 @@ class RunWriter:
             return
         check_free(self.path, force=force, resume=resume)
         try:
-            if not resume:
-                shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.folder)
+            if not resume:
+                for old in self.folder.iterdir():
+                    _remove(old)
         except OSError as error:
             raise StoreError(f"cannot create {self.folder}: {error.strerror or error}") from None
         kept = _read_manifest(self.folder) if resume and (self.folder / "manifest.json").exists() else {}
@@ -169,6 +174,8 @@ class RunWriter:
         if self.rank:
             return self.path
         self.write_manifest(complete=True, **changes)
+        self._lock.close()
+        (self.folder / _LOCK).unlink(missing_ok=True)
         if self._force and self.path.exists():
             shutil.rmtree(self.path)
         try:
@@ -232,6 +239,32 @@ def check_free(path: str | Path, *, force: bool = False, resume: bool = False) -
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK) or not _takes_a_folder(parent):
         raise StoreError(f"cannot write to {parent}", expected="a writable folder")
+
+
+def _locked(folder: Path) -> Any:
+    """The folder's lock, held until this process ends, however it ends; where the system has none, nothing.
+
+    Raises:
+        StoreError: another process is writing this run.
+    """
+    lock = open(folder / _LOCK, "a")
+    try:
+        import fcntl
+
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise StoreError(f"{folder} is being written by another process", expected="to wait for its end, or to end it") from None
+    except (ImportError, OSError):  # no such system call, or a file system without locks
+        pass
+    return lock
+
+
+def _remove(old: Path) -> None:
+    if old.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.name != _LOCK:
+        old.unlink(missing_ok=True)
 
 
 def _takes_a_folder(parent: Path) -> bool:
