@@ -34,6 +34,7 @@ class Audit:
         repaired: rows whose encoding was put right.
         duplicates: groups of rows that are exactly the same to the model.
         near_duplicates: groups of different rows whose texts nearly agree.
+        other_groups: rows that repeat a row of another `group`, and so count for that one's group.
     """
 
     rows: int
@@ -47,6 +48,7 @@ class Audit:
     repaired: tuple[int, ...]
     duplicates: tuple[tuple[int, ...], ...]
     near_duplicates: tuple[tuple[int, ...], ...]
+    other_groups: tuple[int, ...] = ()
 
     def lines(self) -> list[str]:
         """The audit as readable lines; the first counts, the others say what is wrong, if anything."""
@@ -59,6 +61,7 @@ class Audit:
             (f"that {starts} with a control token twice", self.doubled_first),
             ("cut to the longest length allowed", self.truncated),
             ("with a broken encoding, repaired", self.repaired),
+            ("counted for the group of an earlier row of the same text", self.other_groups),
         ):
             if rows:
                 lines.append(f"{counted(len(rows), 'row')} {words}: {_listed(rows)}")
@@ -78,6 +81,7 @@ def audit(encoded: Sequence[Encoded], tokenizer: Any) -> Audit:
         tokenizer: the one they were encoded with.
     """
     exact = _groups((item.example, item.row) for item in encoded)
+    group = {item.example: item.group for item in reversed(encoded)}
     return Audit(
         rows=len(encoded),
         tokens=sum(len(item.input_ids) for item in encoded),
@@ -90,6 +94,7 @@ def audit(encoded: Sequence[Encoded], tokenizer: Any) -> Audit:
         repaired=_where(encoded, lambda item: item.repaired),
         duplicates=tuple(rows for rows in exact if len(rows) > 1),
         near_duplicates=_near_duplicates(encoded, tokenizer),
+        other_groups=_where(encoded, lambda item: item.group != group[item.example]),
     )
 
 

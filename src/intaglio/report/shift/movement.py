@@ -54,11 +54,8 @@ def _agreement(view: View):
         ]
     )
     if conflict.value is not None:
-        null = (
-            " " + view.t("movement.conflict_null", null=view.n.percent(conflict.null))
-            if conflict.null is not None
-            else ""
-        )
+        chance = {"null": view.n.percent(conflict.null), "p": view.n.percent(view.findings.conflict_p)}
+        null = " " + view.t("movement.conflict_null", **chance) if conflict.null is not None else ""
         said.append(view.t("movement.conflict", share=view.strong(view.n.percent(conflict.value)), null=null))
     return said
 
