@@ -372,16 +372,17 @@ def test_a_run_measured_now_and_then(sparse):
     full = np.isin(truth.steps["step"], truth.visits["step"][truth.known])
     scale = truth.steps["examples"].sum() / truth.steps["examples"][full].sum()
     assert 2 < scale < 3
-    assert analyse_run(sparse).groups[0].shift_abs_u.low == 0.0  # so few steps say little, yet never less than nothing
+    whole = analyse_run(sparse).groups[0].shift_abs_u
+    assert whole.low == 0.0  # so few steps say little, yet never less than nothing
     prints(
         words,
         f"Shift was measured on {full.sum()} of 16 steps; sums over the run are scaled by {{scale}}.",
         scale=scale,
     )
     moved = np.array(sorted((truth.example(e)["moved"] * scale for e in truth.at), reverse=True))
-    prints(words, "7 examples moved the model by {total} u in all; the tenth that moved it most made {share%} of that, and the "
-           "strongest alone {most} u where the middle one made {middle} u.", total=moved.sum(), share=moved[0] / moved.sum(),
-           most=moved[0], middle=np.median(moved))  # fmt: skip
+    prints(words, "7 examples moved the model by {total} u (0…{high}) in all; the tenth that moved it most made {share%} of that, "
+           "and the strongest alone {most} u where the middle one made {middle} u.", total=moved.sum(), high=whole.high,
+           share=moved[0] / moved.sum(), most=moved[0], middle=np.median(moved))  # fmt: skip
     taken, data = truth.steps["update_l2"], truth.steps["data_shift"]
     use = np.isfinite(data) & (truth.steps["step"] >= 10)
     prints(words, "share of this step's data {share%} in", share=data[use].sum() / taken[use].sum())
