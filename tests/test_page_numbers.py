@@ -380,8 +380,8 @@ def test_a_run_measured_now_and_then(sparse):
         scale=scale,
     )
     moved = np.array(sorted((truth.example(e)["moved"] * scale for e in truth.at), reverse=True))
-    prints(words, "7 examples moved the model by {total} u (0…{high}) in all; the tenth that moved it most made {share%} of that, "
-           "and the strongest alone {most} u where the middle one made {middle} u.", total=moved.sum(), high=whole.high,
+    prints(words, "7 examples moved the model by {total} u (0…{high}) in all; the tenth that moved it most made {share%} of "
+           "that, and the strongest alone {most} u where the middle one made {middle} u.", total=moved.sum(), high=whole.high,
            share=moved[0] / moved.sum(), most=moved[0], middle=np.median(moved))  # fmt: skip
     taken, data = truth.steps["update_l2"], truth.steps["data_shift"]
     use = np.isfinite(data) & (truth.steps["step"] >= 10)
