@@ -45,7 +45,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list
 def command(served: tuple[str, list[str]], tmp_path: Path) -> Command:
     """`intaglio` in a process of its own, since the libraries read the hub's address as they are imported."""
     def run(*words: object, **env: str) -> subprocess.CompletedProcess:
-        env = {"HF_ENDPOINT": served[0], "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **env}
+        env = {"HF_ENDPOINT": served[0], "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*",
+               "no_proxy": "*", **env}  # fmt: skip
         env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "INTAGLIO_CACHE": str(tmp_path / "cache"), **env}
         served[1].clear()
         return subprocess.run([sys.executable, "-m", "intaglio.cli", *map(str, words)], env=env, cwd=tmp_path,
