@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import pickle
+import subprocess
+import sys
 import time
 import warnings
 
@@ -91,10 +93,13 @@ def test_hooks_are_gone_after_an_exception_in_the_loop(tmp_path):
 
     with (
         pytest.raises(RuntimeError, match="the user's own"),
-        Ledger(model, optimizer, out=tmp_path / "run", quiet=True),
+        Ledger(model, optimizer, out=tmp_path / "run", quiet=True) as ledger,
     ):
         loop(model, optimizer, between=between)
     assert hooks(model, optimizer) == start
+    other = "import sys; from intaglio.store.run import RunWriter; RunWriter(sys.argv[1], {}, resume=True)"
+    subprocess.run([sys.executable, "-c", other, str(tmp_path / "run")], check=True)  # though the ledger is still held
+    assert not ledger._attached
     run = open_run(tmp_path / "run")
     assert not run.complete and run.folder.name == "run.partial"
     assert len(run.table("steps")) == 2

@@ -384,3 +384,12 @@ def test_a_run_that_another_process_writes_is_left_alone(how, tmp_path):
             other.kill()
     RunWriter(tmp_path / "run", {}, **{how: True}).finish()
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["manifest.json"]
+
+
+def test_a_process_that_writes_no_more_leaves_its_unfinished_run_to_others(tmp_path):
+    code = "import sys; from intaglio.store.run import RunWriter; RunWriter(sys.argv[1], {}, resume=True)"
+    other = [sys.executable, "-c", code, str(tmp_path / "run")]
+    writer = RunWriter(tmp_path / "run", {})
+    assert b"being written by another process" in subprocess.run(other, capture_output=True).stderr
+    writer.let_go()
+    assert subprocess.run(other, capture_output=True).returncode == 0

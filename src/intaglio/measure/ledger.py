@@ -253,6 +253,7 @@ class Ledger:
                 raise
             warnings.warn(f"intaglio: {error}", RuntimeWarning, stacklevel=3)
         finally:
+            self.writer.let_go()
             self.ranks.left(whole=whole)
 
     def _fault(self, error: Exception) -> None:

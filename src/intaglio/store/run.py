@@ -63,7 +63,7 @@ class RunWriter:
     ) -> None:
         self.path, self.rank, self._buffers = Path(path), rank, defaultdict(list)
         self.folder = _partial(self.path)
-        self._force = force
+        self._force, self._lock = force, None
         self.manifest: dict[str, Any] = {**manifest, "schema_version": SCHEMA_VERSION, "complete": False}
         if rank:
             return
@@ -174,7 +174,7 @@ class RunWriter:
         if self.rank:
             return self.path
         self.write_manifest(complete=True, **changes)
-        self._lock.close()
+        self.let_go()
         (self.folder / _LOCK).unlink(missing_ok=True)
         if self._force and self.path.exists():
             shutil.rmtree(self.path)
@@ -184,6 +184,11 @@ class RunWriter:
             raise StoreError(f"cannot rename {self.folder} to {self.path}: {error.strerror or error}") from None
         self._compact()
         return self.path
+
+    def let_go(self) -> None:
+        """Leave the folder to other processes; for who writes no more, but lives on with the run unfinished."""
+        if self._lock is not None:
+            self._lock.close()
 
     def _compact(self) -> None:
         """One file per table, once the run is whole: stopped halfway, or out of space, it is still whole."""
